@@ -1,0 +1,54 @@
+# One command each. `make demo` and `make test` need nothing but Python >= 3.11 and make:
+# they create a virtual environment, install what they use and run.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+WORKERS ?= 2
+
+.PHONY: help demo test test-gpu lint types docs bench clean
+
+help:
+	@echo "make demo      tune ResNet-50 for this machine, filter a photograph, write pictures to demo-output/"
+	@echo "make test      the whole test suite"
+	@echo "make test-gpu  the tests that need a CUDA device"
+	@echo "make lint      ruff and mypy --strict"
+	@echo "make docs      write the generated pages of docs/reference"
+	@echo "make bench     dispatch overhead (pytest-benchmark)"
+	@echo "make clean     remove the environment and what was generated"
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "autoconv needs Python 3.11 or later")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[cpu,report]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.demo
+	$(BIN)/autoconv tune resnet50
+	$(BIN)/python examples/demo.py
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+test-gpu: $(VENV)/.dev
+	$(BIN)/python -m pytest -m gpu
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: $(VENV)/.dev
+	$(BIN)/python docs/generate.py
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m pytest benchmarks/bench_dispatch.py --benchmark-only
+
+clean:
+	rm -rf $(VENV) demo-output .mypy_cache .pytest_cache .ruff_cache .hypothesis

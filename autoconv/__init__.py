@@ -1,0 +1,73 @@
+"""autoconv: every convolution engine of a machine, raced once per exact shape, the winner remembered.
+
+>>> import autoconv, numpy as np
+>>> y = autoconv.conv2d(np.ones((1, 3, 8, 8), "f"), np.ones((4, 3, 3, 3), "f"), border_mode="half")
+>>> y.shape
+(1, 4, 8, 8)
+
+`plan` decides once for many calls, `tune` races beforehand, `explain` says what was chosen and why,
+`settings` steers, `implementations` lists what there is and `register` adds to it.
+"""
+
+from autoconv.api import (
+    ImplementationRecord,
+    conv2d,
+    conv2d_grad_wrt_inputs,
+    conv2d_grad_wrt_weights,
+    explain,
+    implementations,
+    plan,
+    register,
+    tune,
+)
+from autoconv.errors import (
+    AutoconvError,
+    BackendMissing,
+    BadExport,
+    CacheError,
+    InvalidOption,
+    InvalidSpec,
+    InvalidType,
+    NoImplementation,
+    RegistryError,
+    SchemaTooNew,
+    WrongAnswer,
+)
+from autoconv.explaining import Explanation
+from autoconv.implementation import Implementation
+from autoconv.options import Settings, settings
+from autoconv.planning import BoundPlan, Plan
+from autoconv.spec import ConvSpec, Op
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "AutoconvError",
+    "BackendMissing",
+    "BadExport",
+    "BoundPlan",
+    "CacheError",
+    "ConvSpec",
+    "Explanation",
+    "Implementation",
+    "ImplementationRecord",
+    "InvalidOption",
+    "InvalidSpec",
+    "InvalidType",
+    "NoImplementation",
+    "Op",
+    "Plan",
+    "RegistryError",
+    "SchemaTooNew",
+    "Settings",
+    "WrongAnswer",
+    "conv2d",
+    "conv2d_grad_wrt_inputs",
+    "conv2d_grad_wrt_weights",
+    "explain",
+    "implementations",
+    "plan",
+    "register",
+    "settings",
+    "tune",
+]

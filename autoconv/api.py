@@ -1,0 +1,552 @@
+"""The public functions. Each reads a problem off its arguments, asks dispatch for the plan, and runs it.
+
+A call that was made before with arrays of the same shapes, strides and dtypes costs one look-up
+before the implementation runs; everything below `_first_*` happens once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from autoconv import arrays, dispatch, options, shapes
+from autoconv.arrays import Array
+from autoconv.device import cpu, find_device
+from autoconv.errors import InvalidOption, InvalidSpec, InvalidType, NoImplementation
+from autoconv.explaining import Explanation, explain_spec
+from autoconv.implementation import Implementation
+from autoconv.planning import Plan, thread_workspace
+from autoconv.progress import Progress
+from autoconv.registry import default_registry
+from autoconv.spec import ConvSpec, Op, dtype_code
+from autoconv.verbose import announce
+
+if TYPE_CHECKING:
+    from autoconv.tuner import TuningResult
+
+__all__ = [
+    "ImplementationRecord",
+    "conv2d",
+    "conv2d_grad_wrt_inputs",
+    "conv2d_grad_wrt_weights",
+    "explain",
+    "implementations",
+    "plan",
+    "register",
+    "tune",
+]
+
+_Call = Callable[[Any, Any, Any, Any], Any]
+
+
+def conv2d(
+    input: Any,
+    filters: Any,
+    *,
+    border_mode: Any = "valid",
+    subsample: Any = (1, 1),
+    filter_dilation: Any = (1, 1),
+    num_groups: int = 1,
+    filter_flip: bool = True,
+    bias: Any = None,
+    image_shape: Sequence[int | None] | None = None,
+    filter_shape: Sequence[int | None] | None = None,
+    out: Any = None,
+) -> Any:
+    """Two-dimensional convolution of a batch of images with a bank of filters, by the fastest engine here.
+
+    Parameters
+    ----------
+    input : array, shape (N, C, H, W)
+        Float16, bfloat16, float32 or float64, any strides; channels-last memory is used as it is.
+    filters : array, shape (K, C / num_groups, R, S)
+    border_mode : "valid", "full", "half", "same", int, (int, int) or ((before, after), (before, after))
+        Zeros around the image. "full" is the dilated kernel - 1 on every side, "half" the dilated
+        kernel // 2, "same" gives an output of ceil(input / subsample).
+    subsample : int or (int, int)
+        Stride of the output.
+    filter_dilation : int or (int, int)
+        Spacing of the kernel's taps.
+    num_groups : int
+        Groups of channels convolved apart; divides C and K.
+    filter_flip : bool
+        True is a true convolution (the filter is flipped), False a cross-correlation.
+    bias : array, shape (K,), optional
+        Added to every output of its channel.
+    image_shape, filter_shape : sequence of int or None, optional
+        Declared shapes, checked against the arrays; None leaves a dimension open.
+    out : array, shape (N, K, P, Q), optional
+        Receives the result, and is returned.
+
+    Returns
+    -------
+    array, shape (N, K, P, Q)
+        Of the caller's kind, dtype (promoted as NumPy does) and memory format, with
+        P = floor((H + before + after - ((R - 1) * dilation + 1)) / stride) + 1.
+
+    Raises
+    ------
+    InvalidType
+        Wrong rank or dtype (also a `TypeError`).
+    InvalidSpec
+        Sizes that do not fit together (also a `ValueError`).
+    NoImplementation
+        Nothing here may run it under the current settings.
+
+    >>> import autoconv, numpy as np
+    >>> autoconv.conv2d(np.ones((1, 1, 4, 4)), np.ones((1, 1, 3, 3))).shape
+    (1, 1, 2, 2)
+    """
+    if image_shape is not None:
+        _check_declared("image_shape", image_shape, "input", input)
+    if filter_shape is not None:
+        _check_declared("filter_shape", filter_shape, "filters", filters)
+    try:
+        key = (
+            Op.FPROP, type(input), input.shape, input.strides, input.dtype, type(filters), filters.shape,
+            filters.strides, filters.dtype, border_mode, subsample, filter_dilation, num_groups, filter_flip,
+        )  # fmt: skip
+        call = options.current_scope().calls[key]
+    except (KeyError, AttributeError, TypeError):  # new, not a NumPy array, or an unhashable spelling
+        return _first_conv(
+            2, input, filters, border_mode, subsample, filter_dilation, num_groups, filter_flip, bias, out
+        )
+    return call(input, filters, bias, out)
+
+
+def conv2d_grad_wrt_inputs(
+    output_grad: Any,
+    filters: Any,
+    input_shape: Sequence[int | None],
+    *,
+    border_mode: Any = "valid",
+    subsample: Any = (1, 1),
+    filter_dilation: Any = (1, 1),
+    num_groups: int = 1,
+    filter_flip: bool = True,
+    out: Any = None,
+) -> Any:
+    """Gradient of a scalar with respect to the input of `conv2d`, from that with respect to its output.
+
+    Parameters
+    ----------
+    output_grad : array, shape (N, K, P, Q)
+    filters : array, shape (K, C / num_groups, R, S)
+    input_shape : (N, C, H, W)
+        Shape of the forward input; its first two entries may be None and are then read off the arrays.
+    out : array, shape (N, C, H, W), optional
+
+    The other keywords are those of the forward call. Returns an array of `input_shape`; raises as `conv2d`.
+    """
+    try:
+        key = (
+            Op.DGRAD, type(output_grad), output_grad.shape, output_grad.strides, output_grad.dtype, type(filters),
+            filters.shape, filters.strides, filters.dtype, input_shape, border_mode, subsample, filter_dilation,
+            num_groups, filter_flip,
+        )  # fmt: skip
+        call = options.current_scope().calls[key]
+    except (KeyError, AttributeError, TypeError):
+        return _first_dgrad(
+            2, output_grad, filters, input_shape, border_mode, subsample, filter_dilation, num_groups, filter_flip, out
+        )
+    return call(output_grad, filters, None, out)
+
+
+def conv2d_grad_wrt_weights(
+    input: Any,
+    output_grad: Any,
+    filter_shape: Sequence[int | None],
+    *,
+    border_mode: Any = "valid",
+    subsample: Any = (1, 1),
+    filter_dilation: Any = (1, 1),
+    num_groups: int = 1,
+    filter_flip: bool = True,
+    out: Any = None,
+) -> Any:
+    """Gradient of a scalar with respect to the filters of `conv2d`, from that with respect to its output.
+
+    Parameters
+    ----------
+    input : array, shape (N, C, H, W)
+    output_grad : array, shape (N, K, P, Q)
+    filter_shape : (K, C / num_groups, R, S)
+        Shape of the filters; its first two entries may be None and are then read off the arrays.
+    out : array, shape (K, C / num_groups, R, S), optional
+
+    The other keywords are those of the forward call. Returns an array of `filter_shape`; raises as `conv2d`.
+    """
+    try:
+        key = (
+            Op.WGRAD, type(input), input.shape, input.strides, input.dtype, type(output_grad), output_grad.shape,
+            output_grad.strides, output_grad.dtype, filter_shape, border_mode, subsample, filter_dilation,
+            num_groups, filter_flip,
+        )  # fmt: skip
+        call = options.current_scope().calls[key]
+    except (KeyError, AttributeError, TypeError):
+        return _first_wgrad(
+            2, input, output_grad, filter_shape, border_mode, subsample, filter_dilation, num_groups, filter_flip, out
+        )
+    return call(input, output_grad, None, out)
+
+
+# The first call of its kind ----------------------------------------------------------------------
+
+
+def _first_conv(
+    rank: int,
+    image: Any,
+    filters: Any,
+    border_mode: Any,
+    subsample: Any,
+    filter_dilation: Any,
+    num_groups: Any,
+    filter_flip: Any,
+    bias: Any,
+    out: Any,
+) -> Any:
+    x, w = _operand(image, rank, "input"), _operand(filters, rank, "filters")
+    spec = _spec(Op.FPROP, x.shape, w.shape, x, w, border_mode, subsample, filter_dilation, num_groups, filter_flip)
+    chosen = _plan(spec)
+    if type(image) is np.ndarray and type(filters) is np.ndarray:
+        key = (
+            Op.FPROP, np.ndarray, x.shape, x.strides, x.dtype, np.ndarray, w.shape, w.strides, w.dtype,
+            border_mode, subsample, filter_dilation, num_groups, filter_flip,
+        )  # fmt: skip
+        _keep(key, chosen, x, w)
+    return chosen(image, filters, bias, out)
+
+
+def _first_dgrad(
+    rank: int,
+    output_grad: Any,
+    filters: Any,
+    input_shape: Any,
+    border_mode: Any,
+    subsample: Any,
+    filter_dilation: Any,
+    num_groups: Any,
+    filter_flip: Any,
+    out: Any,
+) -> Any:
+    dy, w = _operand(output_grad, rank, "output_grad"), _operand(filters, rank, "filters")
+    groups = shapes.as_int(num_groups, "num_groups", 1)
+    shape = _filled("input_shape", input_shape, (dy.shape[0], w.shape[1] * groups), rank)
+    spec = _spec(Op.DGRAD, shape, w.shape, dy, w, border_mode, subsample, filter_dilation, num_groups, filter_flip)
+    _check_output_grad(spec, dy)
+    chosen = _plan(spec)
+    if type(output_grad) is np.ndarray and type(filters) is np.ndarray:
+        key = (
+            Op.DGRAD, np.ndarray, dy.shape, dy.strides, dy.dtype, np.ndarray, w.shape, w.strides, w.dtype,
+            input_shape, border_mode, subsample, filter_dilation, num_groups, filter_flip,
+        )  # fmt: skip
+        _keep(key, chosen, dy, w)
+    return chosen(output_grad, filters, None, out)
+
+
+def _first_wgrad(
+    rank: int,
+    image: Any,
+    output_grad: Any,
+    filter_shape: Any,
+    border_mode: Any,
+    subsample: Any,
+    filter_dilation: Any,
+    num_groups: Any,
+    filter_flip: Any,
+    out: Any,
+) -> Any:
+    x, dy = _operand(image, rank, "input"), _operand(output_grad, rank, "output_grad")
+    groups = shapes.as_int(num_groups, "num_groups", 1)
+    shape = _filled("filter_shape", filter_shape, (dy.shape[1], x.shape[1] // groups), rank)
+    spec = _spec(Op.WGRAD, x.shape, shape, x, dy, border_mode, subsample, filter_dilation, num_groups, filter_flip)
+    _check_output_grad(spec, dy)
+    chosen = _plan(spec)
+    if type(image) is np.ndarray and type(output_grad) is np.ndarray:
+        key = (
+            Op.WGRAD, np.ndarray, x.shape, x.strides, x.dtype, np.ndarray, dy.shape, dy.strides, dy.dtype,
+            filter_shape, border_mode, subsample, filter_dilation, num_groups, filter_flip,
+        )  # fmt: skip
+        _keep(key, chosen, x, dy)
+    return chosen(image, output_grad, None, out)
+
+
+def _operand(value: Any, rank: int, name: str) -> Array:
+    array = arrays.as_numpy(value, name)
+    if array.ndim != rank + 2:
+        axes = "(batch, channels, " if name != "filters" else "(filters, channels, "
+        raise InvalidType(
+            f"{name} needs {rank + 2} dimensions {axes}{rank} spatial), got {array.ndim}: shape {array.shape}"
+        )
+    try:
+        dtype_code(array.dtype)
+    except InvalidType as error:
+        raise InvalidType(f"{name}: {error}") from None
+    return array
+
+
+def _spec(
+    op: Op,
+    input_shape: tuple[int, ...],
+    filter_shape: tuple[int, ...],
+    first: Array,
+    second: Array,
+    border_mode: Any,
+    subsample: Any,
+    filter_dilation: Any,
+    num_groups: Any,
+    filter_flip: Any,
+) -> ConvSpec:
+    """The spec of a call, every refusal in the words of the public keywords."""
+    rank = len(filter_shape) - 2
+    groups = shapes.as_int(num_groups, "num_groups", 1)
+    for name, count in (("input", input_shape[1]), ("filters", filter_shape[0])):
+        if count % groups:
+            raise InvalidSpec(f"num_groups must divide the {count} channels of {name}, got {groups}")
+    return ConvSpec._build(
+        op,
+        input_shape,
+        filter_shape,
+        padding=border_mode,
+        stride=shapes.per_axis(subsample, rank, "subsample"),
+        dilation=shapes.per_axis(filter_dilation, rank, "filter_dilation"),
+        groups=groups,
+        flip=bool(filter_flip),
+        layout=arrays.memory_layout(first),
+        dtype=np.result_type(first.dtype, second.dtype),
+    )
+
+
+def _filled(name: str, declared: Any, known: tuple[int, int], rank: int) -> tuple[int, ...]:
+    """A gradient's target shape with None in its first two places replaced by what the arrays say."""
+    entries = tuple(declared)
+    if len(entries) != rank + 2:
+        raise InvalidType(f"{name} needs {rank + 2} entries, got {len(entries)}: {entries}")
+    filled = [known[i] if i < 2 and entry is None else entry for i, entry in enumerate(entries)]
+    return tuple(shapes.as_int(entry, f"{name}[{i}]") for i, entry in enumerate(filled))
+
+
+def _check_output_grad(spec: ConvSpec, output_grad: Array) -> None:
+    if output_grad.shape != spec.output_shape:
+        raise InvalidSpec(
+            f"output_grad must have the forward output's shape {spec.output_shape}, got {output_grad.shape}"
+        )
+
+
+def _check_declared(name: str, declared: Sequence[int | None], operand: str, value: Any) -> None:
+    shape = tuple(getattr(value, "shape", ()))
+    entries = tuple(declared)
+    if len(entries) != len(shape):
+        raise InvalidType(f"{name} declares {len(entries)} dimensions, {operand} has {len(shape)}: {shape}")
+    if any(want is not None and want != got for want, got in zip(entries, shape, strict=True)):
+        raise InvalidSpec(f"{name} declares {entries}, {operand} has shape {shape}")
+
+
+def _plan(spec: ConvSpec) -> Plan:
+    return dispatch.plan_for(spec, cpu(options.current_scope().settings.threads))
+
+
+def _keep(key: Any, chosen: Plan, first: Array, second: Array) -> None:
+    """Remember the call for `key`, shortened where the operands need no conversion."""
+    try:
+        options.current_scope().calls[key] = _ready(chosen, first, second)
+    except TypeError:  # a list among the options: works, but is looked up the long way every time
+        return
+
+
+def _ready(chosen: Plan, first: Array, second: Array) -> _Call:
+    """A call on operands like these: straight into the runner when nothing is to be converted."""
+    spec, dtype = chosen.spec, chosen.spec.np_dtype
+    layout = spec.layout
+    second_layout = layout if spec.op is Op.WGRAD else "nchw"
+    conforms = all(
+        array.dtype == dtype and array.dtype.isnative and arrays.is_dense(array, form)
+        for array, form in ((first, layout), (second, second_layout))
+    )
+    shape = spec.result_shape
+    if not conforms or layout != "nchw" or not first.size or not second.size or not all(shape):
+        return chosen
+    runner, new = chosen._runner, np.empty
+
+    def call(a: Array, b: Array, bias: Any, out: Any) -> Any:
+        if bias is not None or out is not None or not (a.flags.aligned and b.flags.aligned):
+            return chosen(a, b, bias, out)
+        result = new(shape, dtype)
+        workspace = thread_workspace()
+        mark = workspace.mark()
+        try:
+            runner(a, b, result, workspace)
+        finally:
+            workspace.release(mark)
+        return result
+
+    return call
+
+
+# Plans, tuning, explaining -----------------------------------------------------------------------
+
+
+def plan(spec: ConvSpec | str, device: str | None = None) -> Plan:
+    """The plan for `spec`, a `ConvSpec` or its text, decided once: call it many times without deciding again.
+
+    `device` is None or "cpu". Raises `InvalidSpec` for a text that is no complete spec, and what `conv2d` raises.
+
+    >>> import autoconv
+    >>> autoconv.plan("fprop n1c8 16x16 k8 3x3 p1").spec.output_shape
+    (1, 8, 16, 16)
+    """
+    return dispatch.plan_for(_as_spec(spec), find_device(device, options.current_scope().settings.threads))
+
+
+def explain(spec: ConvSpec | str, device: str | None = None) -> Explanation:
+    """What would run `spec`, what lost and by how much, and what refused and why; races nothing."""
+    return explain_spec(_as_spec(spec), find_device(device, options.current_scope().settings.threads))
+
+
+def tune(
+    specs: Iterable[ConvSpec | str] | ConvSpec | str,
+    device: str | None = None,
+    budget_s: float | None = None,
+    progress: bool = False,
+    retune: bool = False,
+    watch: Callable[[str, str, int, int], None] | None = None,
+) -> list[TuningResult]:
+    """Race every implementation on every spec and remember the winners.
+
+    Parameters
+    ----------
+    specs : ConvSpec, text, or an iterable of them
+    device : None or "cpu"
+    budget_s : float, optional
+        Seconds for all specs together; by default `settings.tune_budget_s` for each.
+    progress : bool
+        Show a progress bar on standard error.
+    retune : bool
+        Measure again what is already remembered.
+    watch : callable, optional
+        Called as `watch(stage, detail, done, total)` while a race goes on.
+
+    Returns one `TuningResult` per spec. Raises `InvalidSpec` before anything is measured when a text
+    cannot be read, `NoImplementation` when nothing may run a spec (the others are tuned first).
+    """
+    if isinstance(specs, ConvSpec | str):
+        specs = [specs]
+    problems = [_as_spec(spec) for spec in specs]
+    if budget_s is not None and not 0 < budget_s < float("inf"):
+        raise InvalidOption(f"budget_s must be a positive number of seconds, got {budget_s!r}")
+    settings = options.current_scope().settings
+    where = find_device(device, settings.threads)
+    registry = default_registry()
+    for name in ("require", "exclude", "prefer"):
+        registry.check_words(name, getattr(settings, name))
+    tuner = dispatch.make_tuner()
+    deadline = None if budget_s is None else time.perf_counter() + budget_s
+    results: list[TuningResult] = []
+
+    failure: NoImplementation | None = None
+    with Progress(len(problems), enabled=progress) as bar:
+        for done, spec in enumerate(problems):
+            share = settings.tune_budget_s
+            if deadline is not None:
+                share = max((deadline - time.perf_counter()) / (len(problems) - done), MIN_SHARE_S)
+            bar.start(str(spec))
+            try:
+                result = tuner.tune(
+                    spec, where, settings.limits(spec.dtype), budget_s=share, retune=retune, watch=watch or bar.watch
+                )
+            except NoImplementation as error:
+                failure = failure or error
+            else:
+                results.append(result)
+                _announce(result, settings)
+            bar.finish()
+    options.forget_calls()
+    if failure is not None:
+        raise failure
+    return results
+
+
+MIN_SHARE_S = 1e-3  # what a spec gets when the common budget is spent: its untuned default is still measured
+
+
+def _announce(result: TuningResult, settings: options.Settings) -> None:
+    if not settings.verbose or result.built is None:
+        return
+    built = result.built
+    shown = Plan(
+        result.spec,
+        result.device,
+        built.choice,
+        built.runner,
+        workspace_bytes=built.workspace_bytes,
+        source="tuned" if result.measured else "cache",
+        decision=result.decision,
+    )
+    announce(shown, settings, result.rows, result.refusals)
+
+
+def _as_spec(spec: ConvSpec | str) -> ConvSpec:
+    if isinstance(spec, ConvSpec):
+        return spec
+    if isinstance(spec, str):
+        return ConvSpec.parse(spec)
+    raise InvalidType(f"spec must be a ConvSpec or its text form, got {type(spec).__name__}")
+
+
+# The registry, seen from outside -----------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ImplementationRecord:
+    """One line of `implementations()`: what is registered, and whether it can run here."""
+
+    id: str
+    version: int
+    summary: str
+    ops: tuple[str, ...]
+    ranks: tuple[int, ...]
+    dtypes: tuple[str, ...]
+    layouts: tuple[str, ...]
+    tags: tuple[str, ...]
+    deterministic: bool
+    strict_nan: bool
+    available: bool
+    reason: str
+
+
+def implementations() -> list[ImplementationRecord]:
+    """Every registered implementation in fallback order, with its reach and whether it is available here."""
+    records = []
+    for one in default_registry():
+        reason = one.unavailable()
+        doc = (type(one).__doc__ or "").strip().splitlines()
+        records.append(
+            ImplementationRecord(
+                id=one.name,
+                version=one.version,
+                summary=doc[0] if doc else "",
+                ops=tuple(op.value for op in Op if op in one.ops),
+                ranks=tuple(sorted(one.ranks)),
+                dtypes=tuple(sorted(one.dtypes)),
+                layouts=tuple(sorted(one.layouts)),
+                tags=tuple(sorted(one.tags)),
+                deterministic=one.deterministic,
+                strict_nan=one.strict_nan,
+                available=reason is None,
+                reason=reason or "",
+            )
+        )
+    return records
+
+
+def register(implementation: Implementation, *, replace: bool = False) -> None:
+    """Add an implementation to the registry; it takes part in the next race of every spec it does not refuse.
+
+    Raises `RegistryError` for an id that is taken, retired or not of the form 'provider.algorithm'.
+    """
+    default_registry().register(implementation, replace=replace)
+    options.forget_calls()

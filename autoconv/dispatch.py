@@ -1,0 +1,203 @@
+"""From a spec to a plan: what is in this process, else what is remembered, else what the policy says.
+
+The answer is kept per scope (one value of the settings), so a repeated call is one dictionary look-up.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from autoconv import options
+from autoconv.device import Device
+from autoconv.errors import BackendMissing, NoImplementation, RegistryError
+from autoconv.evidence import Choice, Decision, Measurement, Store, decide, latest
+from autoconv.implementation import Built
+from autoconv.options import Scope, Settings
+from autoconv.planning import Plan
+from autoconv.registry import Registry, default_registry
+from autoconv.spec import ConvSpec
+from autoconv.verbose import announce
+
+if TYPE_CHECKING:
+    from autoconv.tuner import Tuner, TuningResult
+
+__all__ = ["current_store", "make_tuner", "plan_for", "recall", "untuned_order", "use_store"]
+
+_stores: dict[str | None, Store] = {}
+_locks: dict[Any, threading.Lock] = {}
+_guard = threading.Lock()
+
+
+def current_store() -> Store:
+    """The store that the current settings name, opened once per process."""
+    url = options.current_scope().settings.cache
+    store = _stores.get(url)
+    if store is None:
+        with _guard:
+            if url not in _stores:
+                from autoconv.cache import open_store
+
+                _stores[url] = open_store(url)
+            store = _stores[url]
+    return store
+
+
+def use_store(store: Store, url: str | None = None) -> None:
+    """Let `store` stand for the cache setting `url` in this process, and forget what was decided."""
+    _stores[url] = store
+    options.forget_calls()
+
+
+def make_tuner() -> Tuner:
+    """A tuner on the default registry and the current store."""
+    from autoconv.tuner import Tuner  # only a miss pays for it
+
+    return Tuner(default_registry(), current_store())
+
+
+def plan_for(spec: ConvSpec, device: Device) -> Plan:
+    """The plan for `spec` under the current settings; decides on the first call and remembers.
+
+    Raises `RegistryError` for an unknown name in the settings, `NoImplementation` when nothing may
+    run the spec or the policy forbids to find out.
+    """
+    scope = options.current_scope()
+    key = (spec, device)
+    plan: Plan | None = scope.calls.get(key)
+    if plan is not None:
+        return plan
+    with _one_at_a_time(key):  # two threads that miss the same spec decide once
+        plan = scope.calls.get(key)
+        if plan is None:
+            plan = _decide(spec, device, scope)
+            scope.calls[key] = plan
+    return plan
+
+
+@contextmanager
+def _one_at_a_time(key: Any) -> Iterator[None]:
+    with _guard:
+        lock = _locks.setdefault(key, threading.Lock())
+    with lock:
+        yield
+    with _guard:
+        _locks.pop(key, None)
+
+
+def _decide(spec: ConvSpec, device: Device, scope: Scope) -> Plan:
+    registry, settings = default_registry(), scope.settings
+    _check_settings(registry, settings)
+    rows: Sequence[Measurement] = ()
+    refusals: dict[str, str] = {}
+    built: Built | None = None
+    decision: Decision | None = None
+    source = "pinned"
+    if spec.batch == 0:
+        built = registry.build(spec, device, _direct())  # nothing to compute, so nothing to race
+    else:
+        rows, decision, built = recall(spec, device, settings)
+        source = "cache"
+    if built is None and settings.on_miss == "tune":
+        result = _race(spec, device, settings)
+        built, decision, rows, refusals = result.built, result.decision, result.rows, result.refusals
+        source = "tuned"
+    elif built is None:
+        current_store().miss(str(spec), device.fingerprint, f"on_miss={settings.on_miss}")
+        if settings.on_miss == "error":
+            raise NoImplementation(
+                f"nothing is remembered for {spec} on this device, and on_miss='error': run `autoconv tune '{spec}'`"
+            )
+        built, refusals = _first_that_builds(registry, spec, device, settings)
+        source = "heuristic"
+    assert built is not None
+    plan = Plan(
+        spec,
+        device,
+        built.choice,
+        built.runner,
+        workspace_bytes=built.workspace_bytes,
+        source=source,
+        decision=decision,
+        rebind=plan_for,
+    )
+    if settings.verbose:
+        if settings.verbose > 1 and not refusals:
+            _, refusals = registry.candidates(spec, device, settings.limits(spec.dtype))
+        announce(plan, settings, rows, refusals)
+    return plan
+
+
+def _check_settings(registry: Registry, settings: Settings) -> None:
+    for name in ("require", "exclude", "prefer"):
+        registry.check_words(name, getattr(settings, name))
+
+
+def _race(spec: ConvSpec, device: Device, settings: Settings) -> TuningResult:
+    limits = settings.limits(spec.dtype)
+    return make_tuner().tune(spec, device, limits, budget_s=settings.tune_budget_s, load_libraries=False)
+
+
+def recall(
+    spec: ConvSpec, device: Device, settings: Settings
+) -> tuple[list[Measurement], Decision | None, Built | None]:
+    """The remembered rows of `spec`, the decision they support and its runner, as far as there is one.
+
+    A row whose implementation is gone, changed its version or cannot run any more gives way to the
+    next best, and a miss is recorded so that `autoconv tune --missed` mends it.
+    """
+    registry, store = default_registry(), current_store()
+    rows = latest(store.rows(str(spec), device.fingerprint))
+    limits = settings.limits(spec.dtype)
+    able = rows
+    reason = ""
+    while (decision := decide(able, limits)) is not None:
+        winner = decision.winner
+        try:
+            built = registry.build(spec, device, winner.choice, may_compile=False)
+        except (NoImplementation, RegistryError, BackendMissing) as gone:
+            reason = str(gone)
+        else:
+            if built.choice == winner.choice:
+                if reason:
+                    store.miss(str(spec), device.fingerprint, reason)
+                return rows, decision, built
+            reason = f"{winner.choice} has a new version"
+        able = [row for row in able if row is not winner]
+    return rows, None, None
+
+
+def untuned_order(
+    spec: ConvSpec, device: Device, settings: Settings
+) -> tuple[list[tuple[Choice, float]], dict[str, str]]:
+    """Choices by estimate with their estimated seconds, as an untuned call would try them, and the refusals."""
+    accepted, refusals = default_registry().candidates(spec, device, settings.limits(spec.dtype), load_libraries=False)
+    order = [(Choice(c.implementation.name, c.implementation.version, c.config), c.estimate_s) for c in accepted]
+    return order, refusals
+
+
+def _first_that_builds(
+    registry: Registry, spec: ConvSpec, device: Device, settings: Settings
+) -> tuple[Built, dict[str, str]]:
+    order, refusals = untuned_order(spec, device, settings)
+    for choice, _ in order:
+        try:
+            built = registry.build(
+                spec,
+                device,
+                choice,
+                lambda child: _first_that_builds(registry, child, device, settings)[0],
+                may_compile=False,
+            )
+        except (NoImplementation, BackendMissing) as error:
+            reasons = getattr(error, "refusals", {}).values()
+            refusals[str(choice)] = "; ".join(reasons) or str(error)
+        else:
+            return built, refusals
+    raise NoImplementation(f"nothing here may run {spec}", refusals)
+
+
+def _direct() -> Choice:
+    return Choice("numpy.direct", default_registry().get("numpy.direct").version)

@@ -1,0 +1,23 @@
+"""Every built-in implementation: id -> "module:Class", in the order that serves when nothing is known.
+
+Adding an algorithm is one file and one line here. Ids are rows in people's databases: they are
+never derived from a class name and never reused; what is gone moves to `RETIRED` with its reason.
+"""
+
+from __future__ import annotations
+
+__all__ = ["BUILTIN", "RETIRED"]
+
+BUILTIN: dict[str, str] = {
+    "rewrite.gemm_1x1": "autoconv.impls.rewrite.gemm_1x1:Gemm1x1",
+    "numpy.winograd": "autoconv.impls.cpu.winograd:Winograd",
+    "numpy.fft_tiled": "autoconv.impls.cpu.fft_tiled:TiledFft",
+    "numpy.fft": "autoconv.impls.cpu.fft:Fft",
+    "rewrite.dgrad_as_fprop": "autoconv.impls.rewrite.dgrad_as_fprop:DgradAsFprop",
+    "rewrite.wgrad_as_fprop": "autoconv.impls.rewrite.wgrad_as_fprop:WgradAsFprop",
+    "rewrite.groups": "autoconv.impls.rewrite.groups:Groups",
+    "numpy.im2col": "autoconv.impls.cpu.im2col:Im2col",
+    "numpy.direct": "autoconv.impls.cpu.direct:Direct",  # refuses nothing: the end of every fallback
+}
+
+RETIRED: dict[str, str] = {}

@@ -1,0 +1,1 @@
+"""Algorithms on NumPy and installed CPU libraries, one per file."""

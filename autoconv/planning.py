@@ -1,0 +1,315 @@
+"""Plans: a spec joined to the implementation that will run it, made once and called many times.
+
+`Plan` never chooses: it is handed a runner that somebody chose. It checks operands, finds room for
+the result and the scratch memory, and calls.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any, Protocol
+
+import numpy as np
+
+from autoconv import arrays
+from autoconv.arrays import Array
+from autoconv.device import Device
+from autoconv.errors import InvalidSpec, InvalidType
+from autoconv.evidence import Choice, Decision
+from autoconv.spec import ConvSpec, Op
+
+__all__ = ["BoundPlan", "BoundRunner", "Plan", "Runner", "Workspace", "aligned_bytes", "thread_workspace"]
+
+ALIGNMENT = 64  # a cache line, and the widest vector register
+
+
+class Workspace:
+    """Scratch memory that only grows: one per thread, lent to one call at a time.
+
+    A runner takes pieces with `take`; they are valid until its call returns. After the first call of
+    the largest problem nothing is allocated any more.
+    """
+
+    __slots__ = ("_address", "_block", "_peak", "_spilled", "_used")
+
+    def __init__(self) -> None:
+        self._block: Array = np.empty(0, np.uint8)
+        self._address = 0
+        self._spilled: list[Array] = []  # pieces that did not fit, until the block grows at the last release
+        self._used = 0
+        self._peak = 0
+
+    def take(self, shape: Sequence[int] | int, dtype: Any = np.uint8) -> Array:
+        """An uninitialised array of `shape`, 64-byte aligned."""
+        dtype = np.dtype(dtype)
+        size = (shape if isinstance(shape, int) else prod(shape)) * dtype.itemsize
+        start = self._claim(size)
+        piece: Array = self._block[start : start + size] if start >= 0 else self._spilled[-1]
+        view: Array = piece.view(dtype)
+        return view.reshape(shape)
+
+    def take_address(self, size: int) -> int:
+        """The address of `size` uninitialised bytes, 64-byte aligned: `take` for kernels that want a pointer."""
+        start = self._claim(size)
+        return self._address + start if start >= 0 else int(self._spilled[-1].ctypes.data)
+
+    def mark(self) -> int:
+        """The present level, to `release` to."""
+        return self._used
+
+    def release(self, mark: int = 0) -> None:
+        """Give back everything taken since `mark`."""
+        self._used = mark
+        if mark == 0 and self._spilled:
+            self._spilled.clear()
+            self._block = np.empty(0, np.uint8)  # let the old block go before asking for the new one
+            self._block = aligned_bytes(self._peak)
+            self._address = self._block.ctypes.data
+
+    def _claim(self, size: int) -> int:
+        """Offset of `size` free bytes in the block, or -1 when they became a piece of their own."""
+        start = self._used
+        self._used = start + -(-size // ALIGNMENT) * ALIGNMENT
+        if self._used <= self._block.size:
+            return start
+        self._peak = max(self._peak, self._used)
+        self._spilled.append(aligned_bytes(size))
+        return -1
+
+
+def aligned_bytes(size: int) -> Array:
+    """`size` new bytes, undefined, 64-byte aligned."""
+    block: Array = np.empty(size + ALIGNMENT, np.uint8)
+    offset = -block.ctypes.data % ALIGNMENT
+    return block[offset : offset + size]
+
+
+_local = threading.local()
+
+
+def thread_workspace() -> Workspace:
+    """The calling thread's workspace."""
+    try:
+        return _local.workspace  # type: ignore[no-any-return]
+    except AttributeError:
+        _local.workspace = Workspace()
+        return _local.workspace  # type: ignore[no-any-return]
+
+
+BoundRunner = Callable[[Array, Array, Workspace], None]
+"""A runner whose filters are bound: `(data, out, workspace)`."""
+
+
+class Runner(ABC):
+    """A prepared computation. Whatever must outlive one call (tables, kernels, handles) is its state."""
+
+    @abstractmethod
+    def __call__(self, a: Array, b: Array, out: Array, workspace: Workspace) -> None:
+        """Compute the operation of `a` and `b` into `out`.
+
+        fprop: (x, w) -> y; dgrad: (dy, w) -> dx; wgrad: (x, dy) -> dw. Arrays are aligned, dense in
+        the spec's layout (filters plain), never empty; `out` overlaps neither operand and holds rubbish.
+        """
+
+    def bind(self, filters: Array) -> BoundRunner:
+        """The computation with `filters` as second operand for good. Override to pack them once."""
+
+        def bound(a: Array, out: Array, workspace: Workspace) -> None:
+            self(a, filters, out, workspace)
+
+        return bound
+
+
+class Rebind(Protocol):
+    """Decides anew for a `fixed` spec; dispatch provides it."""
+
+    def __call__(self, spec: ConvSpec, device: Device) -> Plan: ...
+
+
+class Plan:
+    """A spec, the implementation that runs it, and why. Call it with operands; `bind` filters to it.
+
+    `source` says where the choice came from: "cache", "tuned", "heuristic" or "pinned".
+    """
+
+    __slots__ = (
+        "_dtype", "_out_shape", "_rebind", "_result_layout", "_runner",
+        "choice", "decision", "device", "source", "spec", "workspace_bytes",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        spec: ConvSpec,
+        device: Device,
+        choice: Choice,
+        runner: Runner,
+        *,
+        workspace_bytes: int = 0,
+        source: str = "pinned",
+        decision: Decision | None = None,
+        rebind: Rebind | None = None,
+    ) -> None:
+        self.spec = spec
+        self.device = device
+        self.choice = choice
+        self.workspace_bytes = workspace_bytes
+        self.source = source
+        self.decision = decision
+        self._runner = runner
+        self._rebind = rebind
+        self._dtype = spec.np_dtype
+        self._out_shape = spec.result_shape
+        self._result_layout = "nchw" if spec.op is Op.WGRAD else spec.layout
+
+    @property
+    def implementation(self) -> str:
+        """Id of the implementation that runs."""
+        return self.choice.implementation
+
+    def __call__(self, a: Any, b: Any, bias: Any = None, out: Any = None) -> Any:
+        """Run on two operands: (x, w), (dy, w) or (x, dy), in the order of the operation.
+
+        `bias` (one value per output channel) is added to an fprop's result. `out` receives the
+        result: it must have the result's shape and dtype, may have any strides and may overlap the
+        operands. Raises `InvalidSpec` or `InvalidType` when an array does not fit the spec.
+        """
+        first, second = self.spec.operand_shapes
+        names = {Op.FPROP: ("input", "filters"), Op.DGRAD: ("output_grad", "filters")}.get(
+            self.spec.op, ("input", "output_grad")
+        )
+        left = self._operand(a, first, names[0], self.spec.layout)
+        right = self._operand(b, second, names[1], self._second_layout)
+        return self._finish(lambda result, scratch: self.run(left, right, result, scratch), a, (left, right), bias, out)
+
+    def run(self, a: Array, b: Array, out: Array, workspace: Workspace) -> None:
+        """Run on arrays that are already as `Runner.__call__` wants them; nothing is checked."""
+        if not a.size or not b.size or not out.size:
+            out[...] = 0  # an empty batch: no result, or a gradient that sums nothing
+            return
+        mark = workspace.mark()
+        try:
+            self._runner(a, b, out, workspace)
+        finally:
+            workspace.release(mark)
+
+    def bind(self, filters: Any) -> BoundPlan:
+        """Fix the filters: decides anew for the `fixed` spec and packs them once."""
+        if self.spec.op is Op.WGRAD:
+            raise InvalidSpec("wgrad takes no filters, so none can be bound")
+        plan = self
+        if not self.spec.fixed and self._rebind is not None:
+            from dataclasses import replace
+
+            plan = self._rebind(replace(self.spec, fixed=True), self.device)
+        weights = plan._operand(filters, plan.spec.filter_shape, "filters", "nchw")
+        private = weights.copy()  # the caller may change theirs
+        return BoundPlan(plan, plan._runner.bind(private))
+
+    @property
+    def _second_layout(self) -> str:
+        return self.spec.layout if self.spec.op is Op.WGRAD else "nchw"
+
+    def _operand(self, value: Any, shape: tuple[int, ...], name: str, layout: str) -> Array:
+        array = arrays.as_numpy(value, name)
+        if array.shape != shape:
+            raise InvalidSpec(f"{name} must have shape {shape} for {self.spec}, got {array.shape}")
+        if array.dtype != self._dtype and not np.can_cast(array.dtype, self._dtype, "safe"):
+            raise InvalidType(f"{name} must be {self._dtype.name} for {self.spec}, got {array.dtype.name}")
+        return arrays.conform(array, layout, self._dtype)
+
+    def _finish(
+        self,
+        run: Callable[[Array, Workspace], None],
+        caller: Any,
+        operands: tuple[Array, ...],
+        bias: Any,
+        out: Any,
+    ) -> Any:
+        """Run into `out` or a new array, add the bias, and give back what the caller understands."""
+        scratch = thread_workspace()
+        column = None if bias is None else self._bias(bias)
+        if out is None:
+            result = arrays.empty(self._out_shape, self._result_layout, self._dtype)
+            run(result, scratch)
+            if column is not None:
+                result += column
+            return arrays.like_caller(result, caller)
+        target = arrays.as_numpy(out, "out")
+        self._check_out(target)
+        direct = (
+            arrays.is_dense(target, self._result_layout)
+            and target.flags.aligned
+            and target.dtype.isnative
+            and not any(np.may_share_memory(target, operand) for operand in operands)
+        )
+        result = target if direct else arrays.empty(self._out_shape, self._result_layout, self._dtype)
+        run(result, scratch)
+        if column is not None:
+            result += column
+        if not direct:
+            np.copyto(target, result)
+        return out
+
+    def _bias(self, bias: Any) -> Array:
+        if self.spec.op is not Op.FPROP:
+            raise InvalidSpec(f"bias is added to a forward result only, not to {self.spec.op}")
+        values = arrays.as_numpy(bias, "bias")
+        if values.shape != (self.spec.out_channels,):
+            raise InvalidSpec(f"bias must have shape ({self.spec.out_channels},), got {values.shape}")
+        if not np.can_cast(values.dtype, self._dtype, "same_kind"):
+            raise InvalidType(f"bias must be {self._dtype.name} for {self.spec}, got {values.dtype.name}")
+        return values.astype(self._dtype, copy=False).reshape(-1, *[1] * self.spec.rank)
+
+    def _check_out(self, target: Array) -> None:
+        if target.shape != self._out_shape:
+            raise InvalidSpec(f"out must have shape {self._out_shape}, got {target.shape}")
+        if target.dtype != self._dtype:
+            raise InvalidType(f"out must be {self._dtype.name}, got {target.dtype.name}")
+        if not target.flags.writeable:
+            raise InvalidSpec("out is read-only")
+
+    def __repr__(self) -> str:
+        return f"<Plan {self.spec}: {self.choice} ({self.source})>"
+
+    def __str__(self) -> str:
+        lines = [str(self.spec), f"  runs      {self.choice}", f"  from      {self.source}"]
+        if self.decision is not None:
+            lines += [
+                f"  time      {(self.decision.winner.median_s or 0) * 1e3:.4g} ms",
+                f"  because   {self.decision.why}",
+            ]
+        lines += [f"  workspace {self.workspace_bytes} bytes", f"  device    {self.device}"]
+        return "\n".join(lines)
+
+
+class BoundPlan:
+    """A plan whose filters are bound: call it with the data alone."""
+
+    __slots__ = ("_run", "plan")
+
+    def __init__(self, plan: Plan, run: BoundRunner) -> None:
+        self.plan = plan
+        self._run = run
+
+    def __call__(self, a: Any, bias: Any = None, out: Any = None) -> Any:
+        """Run on the data operand; `bias` and `out` as in `Plan`."""
+        plan = self.plan
+        data = plan._operand(a, plan.spec.operand_shapes[0], "data", plan.spec.layout)
+        return plan._finish(lambda result, scratch: self.run(data, result, scratch), a, (data,), bias, out)
+
+    def run(self, a: Array, out: Array, workspace: Workspace) -> None:
+        """Run on arrays that are already as a runner wants them; nothing is checked."""
+        if not a.size or not out.size:
+            out[...] = 0
+            return
+        mark = workspace.mark()
+        try:
+            self._run(a, out, workspace)
+        finally:
+            workspace.release(mark)
+
+    def __repr__(self) -> str:
+        return f"<BoundPlan {self.plan.spec}: {self.plan.choice} ({self.plan.source})>"
