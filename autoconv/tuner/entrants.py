@@ -1,0 +1,217 @@
+"""Who takes part in a race: candidates made ready, verified and given their first sample, and their rows."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from autoconv import arrays
+from autoconv.arrays import Array
+from autoconv.device import Device
+from autoconv.errors import BackendMissing, NoImplementation
+from autoconv.evidence import Choice, Limits, Measurement
+from autoconv.implementation import Built
+from autoconv.planning import Workspace
+from autoconv.registry import Candidate, Registry
+from autoconv.spec import ConvSpec, Op
+from autoconv.tuner.timing import HOPELESS, Contestant, Timer, spread_of
+from autoconv.tuner.verify import Judge
+
+__all__ = ["Entrant", "Stand", "Terms", "choice_of", "placed"]
+
+GROSS = 20.0  # a first run this many times as long as the best is more than cold caches and imports
+SLOW_CALL_S = 0.1  # a call this long is hardly disturbed by a cold cache: its first runs serve as samples
+
+
+def choice_of(candidate: Candidate) -> Choice:
+    """The choice a candidate stands for, its child still open."""
+    return Choice(candidate.implementation.name, candidate.implementation.version, candidate.config)
+
+
+@dataclass(eq=False, slots=True)
+class Entrant:
+    """A candidate in this race and what became of it. `built` and `contestant` are None when it never ran."""
+
+    candidate: Candidate
+    choice: Choice
+    status: str = "ok"
+    reason: str = ""
+    error: float | None = None
+    built: Built | None = None
+    contestant: Contestant | None = None
+    child_partial: bool = False
+
+    @property
+    def runs(self) -> bool:
+        """Whether it may still win."""
+        return self.contestant is not None and self.contestant.failure is None and self.contestant.allowed
+
+    @property
+    def first_s(self) -> float:
+        """Its sample of round 0."""
+        assert self.contestant is not None
+        return self.contestant.samples[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How much time there is, and what is to be beaten."""
+
+    deadline: float
+    budget_s: float
+    best_s: float | None
+
+
+class Stand:
+    """Where the candidates of one race are tried: operands, room for the result, workspace, one timer."""
+
+    def __init__(
+        self, registry: Registry, spec: ConvSpec, device: Device, limits: Limits, timer: Timer, race: str, stamp: float
+    ) -> None:
+        self._registry = registry
+        self._spec = spec
+        self._device = device
+        self._limits = limits
+        self._timer = timer
+        self._race = race
+        self._stamp = stamp
+        self._workspace = Workspace()  # not the thread's, which would keep the greediest candidate's memory for good
+        self._judge: Judge
+        self._out: Array
+
+    def open(self) -> None:
+        """Make operands, their reference, and room for results; rows alone need none of it."""
+        self._judge = Judge(self._spec, self._device)
+        layout = "nchw" if self._spec.op is Op.WGRAD else self._spec.layout
+        self._out = arrays.empty(self._spec.result_shape, layout, self._spec.np_dtype)
+
+    def try_out(
+        self, candidate: Candidate, choice: Choice, plan_child: Callable[[ConvSpec], Built], terms: Terms
+    ) -> Entrant:
+        """Make ready, verify, run once as in use, and take the first sample; a failure is the entrant's status.
+
+        Raises `NoImplementation` or `BackendMissing` when the choice cannot be made ready: a refusal, not a failure.
+        """
+        entrant = Entrant(candidate, choice)
+        try:
+            built = self._registry.build(self._spec, self._device, choice, plan_child)
+            entrant.built, entrant.choice = built, built.choice
+            self._try(entrant, built, terms)
+        except (BackendMissing, NoImplementation):
+            raise
+        except Exception as error:  # whatever it raises is its own row's business
+            _fail(entrant, error)
+        return entrant
+
+    def _try(self, entrant: Entrant, built: Built, terms: Terms) -> None:
+        run, clock, best_s = self._judge.runner(built), self._timer.clock, terms.best_s
+        verdict = self._judge.verify(built, run, clock)
+        entrant.error = verdict.error
+        if verdict.fault:
+            entrant.status, entrant.reason = "wrong", verdict.fault
+            return
+        if best_s is not None and verdict.seconds > max(terms.budget_s, GROSS * best_s):
+            took = f"one run took {verdict.seconds:.3g} s, more than the whole budget"
+            entrant.status, entrant.reason = "timeout", f"{took}; the best takes {best_s:.3g} s"
+            return
+        contestant = Contestant(
+            str(built.choice),
+            call=lambda: run(self._out, self._workspace),
+            runtimes=self._runtimes(built.choice),
+            allowed=self._limits.refuses(self.row(entrant)) is None,
+        )
+        if verdict.seconds >= SLOW_CALL_S and clock() >= terms.deadline:  # no time for more
+            contestant.samples.append(verdict.seconds)
+            entrant.contestant = contestant
+            return
+        self._out[...] = np.nan
+        started = clock()
+        contestant.call()  # in the memory it will be used with: also the warm-up
+        seconds = clock() - started
+        _, fault = self._judge.values(self._out, built.tags)
+        if fault:
+            entrant.status, entrant.reason = "wrong", f"right among guards, but then: {fault}"
+            return
+        behind = best_s is not None and seconds > HOPELESS * best_s
+        if seconds >= SLOW_CALL_S and (behind or clock() >= terms.deadline):
+            contestant.samples.append(seconds)
+            contestant.left = f"{seconds / (best_s or 1):.3g} times the best after one sample" if behind else ""
+        else:
+            self._timer.first_sample(contestant, best_s)
+        entrant.contestant = contestant
+
+    def _runtimes(self, choice: Choice) -> tuple[str, ...]:
+        """The thread pools a choice uses, its children's included."""
+        names = {self._registry.get(link.implementation).runtime for link in choice.chain()}
+        return tuple(sorted(names - {"none"}))
+
+    def row(self, entrant: Entrant, samples: Sequence[float] = (), median_s: float | None = None) -> Measurement:
+        """What is remembered of an entrant."""
+        one, built = entrant.candidate.implementation, entrant.built
+        known: dict[str, Any] = {}
+        if built is not None:
+            known = {"workspace_bytes": built.workspace_bytes, "tags": built.tags}
+        return Measurement(
+            spec=str(self._spec),
+            device=self._device.fingerprint,
+            choice=entrant.choice,
+            status=entrant.status,
+            environment=self._registry.environment(entrant.choice),
+            median_s=median_s,
+            spread=spread_of(samples),
+            samples=tuple(samples),
+            error=entrant.error,
+            deterministic=one.deterministic if built is None else built.deterministic,
+            strict_nan=one.strict_nan if built is None else built.strict_nan,
+            reason=entrant.reason,
+            race=self._race,
+            measured_at=self._stamp,
+            host=platform.node(),
+            **known,
+        )
+
+
+def _fail(entrant: Entrant, error: Exception) -> None:
+    entrant.status = "oom" if isinstance(error, MemoryError) else "failed"
+    entrant.reason = f"{type(error).__name__}: {error}"
+    entrant.contestant = None
+
+
+def placed(stand: Stand, entrants: Sequence[Entrant], *, cut_short: bool) -> list[Measurement]:
+    """The rows of a race. In one that was cut short, whoever was still running is `partial`.
+
+    Who left early is placed by the paired ratio to the best, times the best's median: its own median
+    would be of other minutes than the best's.
+    """
+    for entrant in entrants:
+        contestant = entrant.contestant
+        if contestant is None:
+            continue
+        if contestant.failure is not None:
+            _fail(entrant, contestant.failure)
+        elif not contestant.left:
+            if cut_short or entrant.child_partial:
+                entrant.status = "partial"
+                entrant.reason = "cut short by the budget" if cut_short else "its child's race was cut short"
+        else:
+            entrant.reason = contestant.left
+    timed = [entrant for entrant in entrants if entrant.contestant is not None and entrant.contestant.samples]
+    finishers = [one.contestant for one in timed if one.contestant and not one.contestant.left]
+    best = min(finishers, key=lambda one: (not one.allowed, one.median_s), default=None)
+    rows = []
+    for entrant in entrants:
+        contestant = entrant.contestant
+        if contestant is None or not contestant.samples:
+            rows.append(stand.row(entrant))
+            continue
+        median_s = contestant.median_s
+        if contestant.left and best is not None:
+            ratios = [a / b for a, b in zip(contestant.samples, best.samples, strict=False)]
+            median_s = median(ratios) * best.median_s
+        rows.append(stand.row(entrant, contestant.samples, median_s))
+    return rows

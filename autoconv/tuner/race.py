@@ -1,0 +1,218 @@
+"""One spec's race: who enters, in which order, until when, and what is stored of it."""
+
+from __future__ import annotations
+
+import time
+import uuid
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from math import isfinite
+
+from autoconv.device import Device
+from autoconv.errors import BackendMissing, NoImplementation
+from autoconv.evidence import Choice, Limits, Measurement, Store, candidate_key, decide, latest
+from autoconv.implementation import Built
+from autoconv.registry import Candidate, Registry
+from autoconv.spec import ConvSpec
+from autoconv.tuner.entrants import Entrant, Stand, Terms, choice_of, placed
+from autoconv.tuner.timing import HOPELESS, MAX_ROUNDS, Timer, needed_s
+
+__all__ = ["CHILD_SHARE", "AskChild", "Race", "Watch", "hopeless", "key_of", "silent"]
+
+HOPELESS_ESTIMATE = 20.0  # estimates err by less than this; so far beyond the best measured, a run is wasted
+CHILD_SHARE = 0.5  # of what is left when a rewrite asks for its child
+MAX_REMATCHES = 3  # races that a drifted machine may cause, by making remembered rows look like winners
+
+Watch = Callable[[str, str, int, int], None]
+"""`watch(stage, detail, done, total)`: how far a race has come."""
+
+AskChild = Callable[[Candidate, ConvSpec, float], tuple[Built, bool]]
+"""`(parent, child's spec, budget)` to the child made ready, and whether its race was cut short."""
+
+
+def silent(stage: str, detail: str, done: int, total: int) -> None:
+    """A `Watch` that looks away."""
+
+
+def key_of(candidate: Candidate) -> str:
+    """The candidate's place in a race, as `evidence.candidate_key` writes it."""
+    return candidate_key(choice_of(candidate))
+
+
+def hopeless(estimate_s: float, best_s: float | None, budget_s: float) -> str:
+    """Why a candidate is not worth a run beside one that takes `best_s`; empty when it is."""
+    if best_s is None or not isfinite(estimate_s):  # no able child, perhaps: trying finds the reason
+        return ""
+    times = estimate_s / best_s
+    if times > HOPELESS_ESTIMATE:
+        return f"estimated at {estimate_s:.3g} s, {times:.0f} times the best measured"
+    if times > HOPELESS and estimate_s > budget_s:
+        return f"estimated at {estimate_s:.3g} s, {times:.0f} times the best measured and more than the budget"
+    return ""
+
+
+@dataclass(slots=True)
+class Race:
+    """Races candidates of one spec and stores their rows; `rows` are the newest of all, old and new."""
+
+    registry: Registry
+    store: Store
+    timer: Timer
+    device: Device
+    spec: ConvSpec
+    limits: Limits
+    candidates: Sequence[Candidate]
+    refusals: dict[str, str]
+    rows: list[Measurement]
+    budget_s: float
+    deadline: float
+    watch: Watch
+    ask_child: AskChild
+    afresh: bool  # race as if nothing were remembered
+    ready: dict[Choice, Built] = field(default_factory=dict)
+    measured: set[str] = field(default_factory=set)
+    races: set[str] = field(default_factory=set)
+
+    def run(self, pending: Sequence[Candidate]) -> None:
+        """Race `pending` against the best that is remembered."""
+        lineup = self._lineup(pending)
+        if lineup:
+            self._heat(lineup)
+        for _ in range(MAX_REMATCHES):
+            lineup = self._rematch()
+            if not lineup or self.timer.clock() >= self.deadline:
+                return
+            self._heat(lineup)
+
+    def _lineup(self, pending: Sequence[Candidate]) -> list[tuple[Candidate, Choice]]:
+        """Who starts, in this order: the remembered best, then `pending`. Empty when none of these has hopes."""
+        by_key = {key_of(candidate): candidate for candidate in self.candidates}
+        lineup = [(candidate, choice_of(candidate)) for candidate in pending]
+        leader = (
+            None
+            if self.afresh
+            else decide((row for row in self.rows if candidate_key(row.choice) in by_key), self.limits)
+        )
+        if leader is None or not lineup:
+            return lineup
+        best = by_key[candidate_key(leader.winner.choice)]
+        if best in pending:
+            return [(best, choice_of(best)), *(one for one in lineup if one[0] is not best)]
+        reasons = [self._hopeless(one, leader.winner.median_s) for one in pending]
+        if all(reasons):
+            skipped = [Entrant(*one, "skipped", reason) for one, reason in zip(lineup, reasons, strict=True)]
+            self._keep(self._stand(), skipped, cut_short=False)
+            return []
+        return [(best, leader.winner.choice), *lineup]
+
+    def _rematch(self) -> list[tuple[Candidate, Choice]]:
+        """The best of this session and the remembered row that beats it, if one does.
+
+        Their times are of different hours; when the machine has become slower since, an old loser looks
+        like a winner.
+        """
+        now = decide((row for row in self.rows if row.race in self.races), self.limits)
+        ever = decide(self.rows, self.limits)
+        if now is None or ever is None or ever.winner.race in self.races:
+            return []
+        by_key = {key_of(candidate): candidate for candidate in self.candidates}
+        pair = [now.winner.choice, ever.winner.choice]
+        if any(candidate_key(choice) not in by_key for choice in pair):
+            return []
+        return [(by_key[candidate_key(choice)], choice) for choice in pair]
+
+    def _heat(self, lineup: Sequence[tuple[Candidate, Choice]]) -> None:
+        """One race. Whatever ends it early, Ctrl-C too, what was measured is kept."""
+        stand = self._stand()
+        stand.open()
+        entrants: list[Entrant] = []
+        try:
+            all_tried = self._enter(stand, lineup, entrants)
+            contestants = [one.contestant for one in entrants if one.contestant is not None]
+            finish = self.timer.race(
+                contestants,
+                self.deadline,
+                lambda rounds, best: self.watch("time", best.name, rounds, MAX_ROUNDS),
+            )
+        except BaseException:
+            self._keep(stand, entrants, cut_short=True)
+            raise
+        for row in self._keep(stand, entrants, cut_short=not (all_tried and finish.settled)):
+            if row.status == "wrong":
+                warnings.warn(
+                    f"{row.choice} is wrong for {self.spec}: {row.reason}. It is not used, and not tried again "
+                    f"in this version ({row.choice.version})",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+
+    def _stand(self) -> Stand:
+        race = uuid.uuid4().hex
+        self.races.add(race)
+        stamp = max([time.time(), *(row.measured_at for row in self.rows)])  # newest, even if the clock was set back
+        return Stand(self.registry, self.spec, self.device, self.limits, self.timer, race, stamp)
+
+    def _enter(self, stand: Stand, lineup: Sequence[tuple[Candidate, Choice]], entrants: list[Entrant]) -> bool:
+        """Try the lineup out, as long as time is left for rounds of those that run; whether all had a turn."""
+        all_tried = True
+        for index, (candidate, choice) in enumerate(lineup):
+            best_s = min((one.first_s for one in entrants if one.runs), default=None)
+            left_s = self.deadline - self.timer.clock()
+            reason = self._hopeless(candidate, best_s)
+            if reason:
+                entrants.append(Entrant(candidate, choice, "skipped", reason))
+            elif best_s is not None and left_s <= self._reserved_s(entrants):
+                all_tried = False
+                if not self._is_timed(candidate):
+                    entrants.append(Entrant(candidate, choice, "partial", "not reached within the budget"))
+            else:
+                self.watch("verify", str(choice), index, len(lineup))
+                self._try(stand, candidate, choice, best_s, entrants)
+        return all_tried
+
+    def _reserved_s(self, entrants: Sequence[Entrant]) -> float:
+        """Seconds that another trial must leave; the first rival of the best is tried while there is any time."""
+        running = [one.contestant for one in entrants if one.contestant is not None]
+        return needed_s(running) if len(running) > 1 else 0.0
+
+    def _hopeless(self, candidate: Candidate, best_s: float | None) -> str:
+        """Why not to run a candidate, by its estimate; what was measured before is judged by measuring."""
+        return "" if self._is_timed(candidate) else hopeless(candidate.estimate_s, best_s, self.budget_s)
+
+    def _is_timed(self, candidate: Candidate) -> bool:
+        return any(row.usable and candidate_key(row.choice) == key_of(candidate) for row in self.rows)
+
+    def _try(
+        self, stand: Stand, candidate: Candidate, choice: Choice, best_s: float | None, entrants: list[Entrant]
+    ) -> None:
+        cut_short = False
+
+        def plan_child(lower: ConvSpec) -> Built:
+            nonlocal cut_short
+            left_s = max(0.0, self.deadline - self.timer.clock())
+            built, child_cut_short = self.ask_child(candidate, lower, CHILD_SHARE * left_s)
+            cut_short |= child_cut_short
+            return built
+
+        try:
+            entrant = stand.try_out(candidate, choice, plan_child, Terms(self.deadline, self.budget_s, best_s))
+        except (BackendMissing, NoImplementation) as error:
+            reasons = getattr(error, "refusals", {}).items()
+            self.refusals[str(choice)] = "; ".join(f"{name}: {why}" for name, why in reasons) or str(error)
+            return
+        entrant.child_partial = cut_short
+        entrants.append(entrant)
+
+    def _keep(self, stand: Stand, entrants: Sequence[Entrant], *, cut_short: bool) -> list[Measurement]:
+        """Store the rows of `entrants`, and remember them and what was made ready here."""
+        rows = placed(stand, entrants, cut_short=cut_short)
+        if cut_short and not self.afresh:  # a remembered best that was timed again, but less well than before
+            settled = {row.choice: len(row.samples) for row in self.rows if row.status == "ok"}
+            rows = [row for row in rows if len(row.samples) >= settled.get(row.choice, 0) or row.status != "partial"]
+        if rows:
+            self.store.add(rows)
+        self.rows = latest([*self.rows, *rows])
+        self.ready.update({one.choice: one.built for one in entrants if one.built is not None})
+        self.measured |= {candidate_key(row.choice) for row in rows if row.samples}
+        return rows

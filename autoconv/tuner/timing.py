@@ -1,0 +1,205 @@
+"""Timing as an experiment: samples that dwarf the timer, taken in rounds, compared in pairs.
+
+Every contestant gives one sample per round, in a fresh random order, so that drift hits all alike and
+the ratio of two contestants within a round is free of it. Who is hopeless leaves after one sample, who
+is slower beyond doubt (`evidence.ratio_interval`) leaves as soon as that shows, and the race ends when the
+best is separated from, or tied with, all that are left.
+
+Thread pools disturb one another: a pool that has just worked spins for a while. So contestants of one
+runtime follow one another within a round, and a change of runtime is preceded by a short sleep.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from math import ceil, isfinite
+from statistics import median, quantiles
+
+from autoconv.evidence import TIE_GAP, Choice, Measurement, ratio_interval
+
+__all__ = ["HOPELESS", "MAX_ROUNDS", "Contestant", "Finish", "Timer", "needed_s", "spread_of"]
+
+MIN_SAMPLE_S = 1e-3  # 2e4 times what one perf_counter call costs
+MAX_LOOPS = 100_000  # a call that takes no time at all is not timed for ever
+WARM_LOOPS = 4  # from here on one untimed call, to wake pools and caches, costs less than a quarter sample
+HOPELESS = 4.0  # slower than this times the best after one sample: no noise explains it
+CONFIRM_BELOW_S = 20e-3  # but one scheduler tick does in a short sample: those are taken twice
+MIN_ROUNDS = 6  # the fewest samples that `ratio_interval` draws a conclusion from
+MAX_ROUNDS = 25  # what is not separated by then is a tie for all that a user can notice
+SETTLE_S = 2e-3  # OpenMP pools spin for about this long by default
+TRIAL_SAMPLES = 4  # what verification, warm-up, calibration and the first sample cost, in samples
+RETAKES = 3  # samples that are not positive finite numbers: the clock stepped
+
+
+@dataclass(eq=False, slots=True)
+class Contestant:
+    """One candidate in a race. `samples[i]` is its time in round i; who has left has a shorter list.
+
+    `allowed` says that it may win under the caller's limits: only such ones are measured against.
+    """
+
+    name: str
+    call: Callable[[], None]
+    runtimes: tuple[str, ...] = ()
+    allowed: bool = True
+    loops: int = 1
+    samples: list[float] = field(default_factory=list)
+    left: str = ""  # why it takes no further part
+    failure: Exception | None = None
+
+    @property
+    def median_s(self) -> float:
+        return median(self.samples)
+
+    @property
+    def runs(self) -> bool:
+        """Whether it takes part in the next round."""
+        return not self.left and self.failure is None and bool(self.samples)
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """How a race ended: rounds completed, and whether the winner was settled before the deadline."""
+
+    rounds: int
+    settled: bool
+
+
+def needed_s(contestants: Sequence[Contestant]) -> float:
+    """Seconds for trying one more like the fastest of those who run, and then all rounds that a conclusion takes."""
+    samples_s = [one.samples[0] * one.loops for one in contestants if one.runs]
+    if not samples_s:
+        return 0.0
+    return (MIN_ROUNDS - 1) * (sum(samples_s) + min(samples_s)) + TRIAL_SAMPLES * min(samples_s)
+
+
+class ClockError(Exception):
+    """The clock gave no positive finite duration, repeatedly."""
+
+
+class Timer:
+    """Takes samples with an injected clock and runs races."""
+
+    def __init__(self, clock: Callable[[], float], sleep: Callable[[float], object], rng: random.Random) -> None:
+        self.clock = clock
+        self._sleep = sleep
+        self._rng = rng
+        self._last_runtimes: tuple[str, ...] = ()
+
+    def first_sample(self, contestant: Contestant, best_s: float | None) -> None:
+        """Round 0: choose the loop count and take the sample; who is hopeless beside `best_s` leaves."""
+        self._settle(contestant)
+        sample_s = self._calibrate(contestant)
+        if best_s is not None and sample_s > HOPELESS * best_s:
+            if sample_s * contestant.loops < CONFIRM_BELOW_S:
+                sample_s = min(sample_s, self._sample(contestant))
+            if sample_s > HOPELESS * best_s:
+                contestant.left = f"{sample_s / best_s:.3g} times the best after one sample"
+        contestant.samples.append(sample_s)
+
+    def race(
+        self,
+        contestants: Sequence[Contestant],
+        deadline: float,
+        report: Callable[[int, Contestant], None] = lambda rounds, best: None,
+    ) -> Finish:
+        """Rounds until the winner is settled, or the deadline has passed, or `MAX_ROUNDS`. Round 0 was done."""
+        rounds = 1
+        while True:
+            running = [one for one in contestants if one.runs]
+            best = min((one for one in running if one.allowed), key=lambda one: one.median_s, default=None)
+            if best is None:
+                return Finish(rounds, settled=not running)
+            report(rounds, best)
+            if _settled(best, running) and rounds >= MIN_ROUNDS:
+                return Finish(rounds, settled=True)
+            if rounds >= MAX_ROUNDS:
+                return Finish(rounds, settled=True)
+            running = [one for one in running if one.runs]
+            if self.clock() >= deadline:
+                rivals = [one for one in running if one.allowed]
+                return Finish(rounds, settled=rounds >= MIN_ROUNDS or len(rivals) < 2)
+            for one in self._order(running):
+                try:
+                    self._settle(one)
+                    one.samples.append(self._sample(one))
+                except Exception as error:  # its own row tells; the others go on
+                    one.failure = error
+                if self.clock() >= deadline:
+                    break
+            else:
+                rounds += 1
+
+    def _order(self, running: Sequence[Contestant]) -> list[Contestant]:
+        groups: dict[tuple[str, ...], list[Contestant]] = {}
+        for one in running:
+            groups.setdefault(one.runtimes, []).append(one)
+        order = list(groups.values())
+        self._rng.shuffle(order)
+        for group in order:
+            self._rng.shuffle(group)
+        return [one for group in order for one in group]
+
+    def _settle(self, contestant: Contestant) -> None:
+        if self._last_runtimes and self._last_runtimes != contestant.runtimes:
+            self._sleep(SETTLE_S)
+        self._last_runtimes = contestant.runtimes
+
+    def _calibrate(self, contestant: Contestant) -> float:
+        """Seconds per call, with a loop count at which a sample lasts `MIN_SAMPLE_S`."""
+        while True:
+            sample_s = self._sample(contestant)
+            elapsed = sample_s * contestant.loops
+            if elapsed >= MIN_SAMPLE_S and (contestant.loops > 1 or elapsed >= 10 * MIN_SAMPLE_S):
+                return sample_s
+            if elapsed >= MIN_SAMPLE_S:  # one call, perhaps a disturbed one
+                sample_s = min(sample_s, self._sample(contestant))
+                if sample_s >= MIN_SAMPLE_S:
+                    return sample_s
+                elapsed = sample_s
+            if contestant.loops >= MAX_LOOPS:
+                return sample_s
+            wanted = ceil(1.2 * MIN_SAMPLE_S * contestant.loops / elapsed)
+            contestant.loops = min(MAX_LOOPS, 100 * contestant.loops, max(2 * contestant.loops, wanted))
+
+    def _sample(self, contestant: Contestant) -> float:
+        """Seconds per call over one loop; a duration that cannot be is taken again."""
+        call, loops = contestant.call, contestant.loops
+        for _ in range(RETAKES):
+            if loops >= WARM_LOOPS:
+                call()
+            started = self.clock()
+            for _ in range(loops):
+                call()
+            elapsed = self.clock() - started
+            if isfinite(elapsed) and elapsed > 0:
+                return elapsed / loops
+        raise ClockError(f"the clock gave {elapsed} s for {loops} calls, {RETAKES} times in a row")
+
+
+def _settled(best: Contestant, running: Sequence[Contestant]) -> bool:
+    """Let those leave that are slower beyond doubt; whether `best` is separated from or tied with the rest."""
+    settled = True
+    for one in running:
+        if one is best:
+            continue
+        interval = ratio_interval(_as_row(one), _as_row(best))
+        if interval is not None and interval[0] > 1:
+            one.left = f"{interval[0]:.3g} to {interval[1]:.3g} times the best after {len(one.samples)} rounds"
+        elif interval is None or interval[1] > 1 + TIE_GAP:
+            settled &= not one.allowed  # one that may not win anyway keeps nobody waiting
+    return settled
+
+
+def _as_row(contestant: Contestant) -> Measurement:
+    return Measurement("", "", Choice(contestant.name, 0), "ok", samples=tuple(contestant.samples), race="this")
+
+
+def spread_of(samples: Sequence[float]) -> float | None:
+    """Interquartile range over the median, from four samples on."""
+    if len(samples) < 4:
+        return None
+    lower, middle, upper = quantiles(samples, n=4)
+    return (upper - lower) / middle

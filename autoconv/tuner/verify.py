@@ -1,0 +1,86 @@
+"""Verification: is the answer right, and does the implementation keep its hands off everything else?"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+from autoconv.arrays import Array
+from autoconv.device import Device
+from autoconv.implementation import Built
+from autoconv.planning import BoundPlan, Plan, Workspace
+from autoconv.spec import ConvSpec
+from autoconv.tuner.operands import SLACK_BYTES, GuardedResult, GuardedWorkspace, Operands
+from autoconv.tuner.reference import positions_to_judge, reference_at
+from autoconv.tuner.tolerance import tolerance
+
+__all__ = ["Judge", "Run", "Verdict"]
+
+Run: TypeAlias = Callable[[Array, Workspace], None]
+"""A candidate on the judge's operands: `(out, workspace)`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a run showed. `fault` is empty when all is well; `seconds` is how long the run took, cold."""
+
+    error: float | None
+    fault: str = ""
+    seconds: float = 0.0
+
+
+class Judge:
+    """Operands of one spec, and what the results must be at the positions that are looked at."""
+
+    def __init__(self, spec: ConvSpec, device: Device) -> None:
+        self._spec = spec
+        self._device = device
+        self.operands = Operands(spec)
+        positions = positions_to_judge(spec, np.random.default_rng(zlib.crc32(str(spec).encode())))
+        self._at = tuple(positions.T)
+        self._expected = reference_at(spec, self.operands.a, self.operands.b, positions)
+        # where few results happen to cancel, their size says little: a sum of L products of
+        # numbers uniform on [-1, 1) has the standard deviation sqrt(L) / 3
+        self._scale = max(float(np.max(np.abs(self._expected))), spec.reduction_length**0.5 / 3)
+
+    def runner(self, built: Built) -> Run:
+        """`built` as users call it: through a plan, or for a `fixed` spec with the filters bound once."""
+        plan = Plan(self._spec, self._device, built.choice, built.runner, workspace_bytes=built.workspace_bytes)
+        a, b = self.operands.a, self.operands.b
+        if self._spec.fixed:
+            bound = BoundPlan(plan, built.runner.bind(b))
+            return lambda out, workspace: bound.run(a, out, workspace)
+        return lambda out, workspace: plan.run(a, b, out, workspace)
+
+    def verify(self, built: Built, run: Run, clock: Callable[[], float]) -> Verdict:
+        """Run once among guards; the first fault found, the gravest first. What `run` raises passes through."""
+        out, workspace = GuardedResult(self._spec), GuardedWorkspace()
+        started = clock()
+        run(out.array, workspace)
+        seconds = clock() - started
+        error, fault = self.values(out.array, built.tags)
+        if self.operands.restore_if_changed():
+            fault = "changes its operands"
+        elif out.trespassed:
+            fault = "writes outside its result"
+        elif workspace.trespassed:
+            fault = "writes outside its workspace"
+        elif not fault and workspace.peak_bytes > built.workspace_bytes + SLACK_BYTES:
+            fault = f"takes {workspace.peak_bytes} bytes of workspace, declares {built.workspace_bytes}"
+        return Verdict(error, fault, seconds)
+
+    def values(self, out: Array, tags: Iterable[str]) -> tuple[float | None, str]:
+        """The error of a result, None when it is not even finite, and a sentence when that is too much."""
+        if not np.isfinite(out).all():
+            return None, f"{int((~np.isfinite(out)).sum())} of {out.size} results are not finite or never written"
+        off = np.abs(out[self._at].astype(np.float64) - self._expected)
+        error = float(off.max()) / self._scale
+        limit = tolerance(self._spec.dtype, self._spec.reduction_length, tags)
+        if error <= limit:
+            return error, ""
+        worst = tuple(int(axis[off.argmax()]) for axis in self._at)
+        return error, f"error {error:.1e} at {worst}, rounding explains {limit:.1e}"
