@@ -10,6 +10,8 @@ __all__ = ["BUILTIN", "RETIRED"]
 
 BUILTIN: dict[str, str] = {
     "rewrite.gemm_1x1": "autoconv.impls.rewrite.gemm_1x1:Gemm1x1",
+    "torch.conv": "autoconv.impls.cpu.torch:TorchConv",
+    "onnxruntime.conv": "autoconv.impls.cpu.onnxruntime:OnnxRuntimeConv",
     "numpy.winograd": "autoconv.impls.cpu.winograd:Winograd",
     "numpy.fft_tiled": "autoconv.impls.cpu.fft_tiled:TiledFft",
     "numpy.fft": "autoconv.impls.cpu.fft:Fft",
@@ -17,6 +19,7 @@ BUILTIN: dict[str, str] = {
     "rewrite.wgrad_as_fprop": "autoconv.impls.rewrite.wgrad_as_fprop:WgradAsFprop",
     "rewrite.groups": "autoconv.impls.rewrite.groups:Groups",
     "numpy.im2col": "autoconv.impls.cpu.im2col:Im2col",
+    "numpy.kn2row": "autoconv.impls.cpu.kn2row:Kn2row",
     "numpy.direct": "autoconv.impls.cpu.direct:Direct",  # refuses nothing: the end of every fallback
 }
 

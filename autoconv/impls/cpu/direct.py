@@ -8,10 +8,7 @@ Error:  that of summing C*R*S products in the operands' precision; half types su
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import product
 from math import prod
-from typing import Any
 
 import numpy as np
 
@@ -19,14 +16,13 @@ from autoconv.arrays import Array
 from autoconv.device import Device
 from autoconv.evidence import Config
 from autoconv.implementation import Context, Implementation, Runner
+from autoconv.impls._windows import taps
 from autoconv.planning import Workspace
 from autoconv.spec import DTYPES, ConvSpec, Op
 
 MACS_PER_S = 1.0e9  # einsum's inner loop on one core
 TAP_S = 15e-6  # one einsum call on nothing
 BLOCK_BYTES = 1 << 20  # products of one tap held at a time
-
-Index = tuple[Any, ...]  # per axis: a slice of the image or output, or a position in the filters
 
 
 class Direct(Implementation):
@@ -59,7 +55,7 @@ class Direct(Implementation):
 class _DirectRunner(Runner):
     def __init__(self, spec: ConvSpec) -> None:
         self._spec = spec
-        self._taps = list(_taps(spec))
+        self._taps = list(taps(spec))
 
     def __call__(self, a: Array, b: Array, out: Array, workspace: Workspace) -> None:
         if self._spec.itemsize >= 4:
@@ -109,24 +105,3 @@ def _split(array: Array, axis: int, groups: int) -> Array:
     shape = (*array.shape[:axis], groups, array.shape[axis] // groups, *array.shape[axis + 1 :])
     strides = (*array.strides[:axis], array.strides[axis] * (array.shape[axis] // groups), *array.strides[axis:])
     return np.lib.stride_tricks.as_strided(array, shape, strides)
-
-
-def _taps(spec: ConvSpec) -> Iterator[tuple[Index, Index, Index]]:
-    """For every kernel position: its index in the filters, and the image and output windows it joins."""
-    axes = []
-    for size, kernel, (before, _), stride, dilation, out in zip(
-        spec.in_spatial, spec.kernel, spec.padding, spec.stride, spec.dilation, spec.output_spatial, strict=True
-    ):
-        windows = []
-        for tap in range(kernel):
-            offset = tap * dilation - before  # image position under this tap for output 0
-            first = max(0, -(offset // stride))
-            last = min(out - 1, (size - 1 - offset) // stride)
-            if first <= last:
-                image = slice(first * stride + offset, last * stride + offset + 1, stride)
-                index = kernel - 1 - tap if spec.flip else tap
-                windows.append((index, image, slice(first, last + 1)))
-        axes.append(windows)
-    for combination in product(*axes):
-        index, image, result = zip(*combination, strict=True)
-        yield index, image, result
