@@ -6,7 +6,7 @@ The peak is measured, not looked up: the fastest of a few large matrix products 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -19,7 +19,7 @@ from autoconv.spec import ConvSpec, numpy_dtype
 if TYPE_CHECKING:
     from autoconv.tuner import TuningResult
 
-__all__ = ["BenchRow", "bench_rows", "measured_peak"]
+__all__ = ["BenchRow", "bench_rows", "measured_peak", "measured_peaks"]
 
 MATRIX = 1536  # three float32 matrices of 9 MiB: beyond the caches of a core, and 50 ms on a slow laptop
 REPEATS = 5  # the best of these: a peak is what the machine can do, so noise only lowers it
@@ -44,8 +44,12 @@ class BenchRow:
     reason: str
 
 
-def bench_rows(result: TuningResult, peak_flops: float) -> list[BenchRow]:
-    """Rows of a race, fastest first; `ratio` is against the winner, whatever else was faster but not allowed."""
+def bench_rows(result: TuningResult, peaks: Mapping[str, float]) -> list[BenchRow]:
+    """Rows of a race, fastest first, against `measured_peaks`; `ratio` is against the winner.
+
+    A ratio below 1 belongs to a candidate that tied with the winner, or that the limits do not allow to win.
+    """
+    peak_flops = peaks[_yardstick(result.spec)]
     winner_s = result.decision.winner.median_s if result.decision else None
     rows = sorted(result.rows, key=lambda row: (not row.usable, row.median_s or 0.0, str(row.choice)))
     table = []
@@ -69,8 +73,13 @@ def bench_rows(result: TuningResult, peak_flops: float) -> list[BenchRow]:
     return table
 
 
-def peak_dtype(spec: ConvSpec) -> str:
-    """The dtype whose matrix product is the yardstick: half types have no BLAS, so float32 stands for them."""
+def measured_peaks(specs: Iterable[ConvSpec], threads: int | None = None) -> dict[str, float]:
+    """`measured_peak` of every dtype that `specs` need."""
+    return {dtype: measured_peak(dtype, threads) for dtype in sorted({_yardstick(spec) for spec in specs})}
+
+
+def _yardstick(spec: ConvSpec) -> str:
+    """The dtype whose matrix product is compared with: half types have no BLAS, so float32 stands for them."""
     return spec.dtype if spec.dtype in ("f32", "f64") else "f32"
 
 

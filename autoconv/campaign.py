@@ -10,11 +10,13 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import TYPE_CHECKING
 
 from autoconv import api, options
 from autoconv.errors import AutoconvError
 from autoconv.progress import Progress
+from autoconv.spec import ConvSpec
 from autoconv.verbose import format_time
 from autoconv.workloads import Entry
 
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Campaign", "run"]
 
-MIN_SHARE_S = 1e-3  # what a spec gets when the common budget is spent: its untuned default is still measured
+_Watch = Callable[[str, str, int, int], None]
 
 
 @dataclass(slots=True)
@@ -54,31 +56,43 @@ def run(
     terminal = sys.stderr.isatty()
     deadline = None if budget_s is None else time.perf_counter() + budget_s
     with Progress(len(entries), enabled=terminal) as bar:
-        for done, entry in enumerate(entries):
-            share = settings.tune_budget_s
-            if deadline is not None:
-                share = max((deadline - time.perf_counter()) / (len(entries) - done), MIN_SHARE_S)
-            title = f"{entry.name}  {entry.spec}".strip()
-            watch = _watch(bar, title, deadline or time.perf_counter() + share)
-            try:
-                (result,) = api.tune([entry.spec], device, budget_s=share, retune=retune, watch=watch)
-            except KeyboardInterrupt:
-                campaign.interrupted = True
-                break
-            except (AutoconvError, MemoryError) as error:
-                reason = str(error) or type(error).__name__
-                campaign.failures.append((entry, reason))
-                outcome = f"failed: {reason.splitlines()[0]}"
-            else:
-                campaign.results.append((entry, result))
-                outcome = _outcome(result)
-            bar.finish()
-            if not terminal and not settings.verbose:
-                say(f"{done + 1}/{len(entries)} {title}: {outcome}")
+        try:
+            for done, entry in enumerate(entries):
+                share = settings.tune_budget_s
+                if deadline is not None:
+                    share = max((deadline - time.perf_counter()) / (len(entries) - done), api.MIN_SHARE_S)
+                title = entry.name or str(entry.spec)
+                watch = _watch(bar, title, deadline or time.perf_counter() + share)
+                outcome = _tune(campaign, entry, device, share, retune, watch)
+                bar.finish()
+                if not terminal and not settings.verbose:
+                    say(f"{done + 1}/{len(entries)} {title}: {outcome}")
+        except KeyboardInterrupt:
+            campaign.interrupted = True
     return campaign
 
 
-def _watch(bar: Progress, title: str, deadline: float) -> Callable[[str, str, int, int], None]:
+def _tune(campaign: Campaign, entry: Entry, device: str | None, budget_s: float, retune: bool, watch: _Watch) -> str:
+    """Tune one entry into `campaign`; gives a line on how it went."""
+    try:
+        _check_addressable(entry.spec)
+        (result,) = api.tune([entry.spec], device, budget_s=budget_s, retune=retune, watch=watch)
+    except (AutoconvError, MemoryError) as error:
+        reason = str(error) or "out of memory"
+        campaign.failures.append((entry, reason))
+        return f"failed: {reason.splitlines()[0]}"
+    campaign.results.append((entry, result))
+    return _outcome(result)
+
+
+def _check_addressable(spec: ConvSpec) -> None:
+    """NumPy's word for an array beyond the address space is a bare `ValueError`."""
+    needed = spec.itemsize * max(prod(shape) for shape in (*spec.operand_shapes, spec.result_shape))
+    if needed > sys.maxsize:
+        raise MemoryError(f"an array of {needed:.3g} bytes is more than this machine can address")
+
+
+def _watch(bar: Progress, title: str, deadline: float) -> _Watch:
     """The tuner's callback for one spec: shows it with the budget that is left."""
 
     def watch(stage: str, detail: str, done: int, total: int) -> None:

@@ -6,18 +6,18 @@ facts as plain data. `Report.print` writes it the way the destination wants it. 
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from autoconv.api import ImplementationRecord
 from autoconv.benching import BenchRow
 from autoconv.evidence import Decision, Measurement, Miss
+from autoconv.showing import Memory
+from autoconv.tables import Report, Table
 from autoconv.verbose import format_time, repeat_command
-from autoconv.workloads import Entry
+from autoconv.workloads import Entry, Problem
 
 if TYPE_CHECKING:
     from autoconv.tuner import TuningResult
@@ -29,84 +29,13 @@ __all__ = [
     "doctor",
     "explanation",
     "implementations",
-    "measurements",
     "remembered",
     "repeat_command",
     "winners",
 ]
 
 NONE = "-"  # an empty cell
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Cells as text; `right` names the columns whose cells end at the same place (numbers)."""
-
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    title: str = ""
-    right: frozenset[str] = frozenset()
-
-    def markdown(self) -> str:
-        """A Markdown table; a `|` in a cell is escaped."""
-        lines = [f"**{_markdown_cell(self.title)}**", ""] if self.title else []
-        lines.append(_markdown_row(self.columns))
-        lines.append(_markdown_row(["---:" if name in self.right else "---" for name in self.columns]))
-        lines += [_markdown_row([_markdown_cell(cell) for cell in row]) for row in self.rows]
-        return "\n".join(lines)
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What a command has to say: `parts` to read, `data` the same for programs."""
-
-    parts: tuple[Table | str, ...]
-    data: Any
-
-    def markdown(self) -> str:
-        """The parts, one after another, tables in Markdown."""
-        return "\n\n".join(part.markdown() if isinstance(part, Table) else clean(part) for part in self.parts)
-
-    def json(self) -> str:
-        """The data as strict JSON: what is not finite becomes null."""
-        return json.dumps(_finite(self.data), indent=2, allow_nan=False, default=str)
-
-    def print(self, file: TextIO, *, as_json: bool = False) -> None:
-        """Write to `file`: JSON when asked for, drawn tables on a terminal, else Markdown."""
-        if as_json:
-            print(self.json(), file=file)
-        elif file.isatty():
-            self._draw(file)
-        else:
-            print(self.markdown(), file=file)
-
-    def _draw(self, file: TextIO) -> None:
-        from rich import box
-        from rich.console import Console
-        from rich.table import Table as Drawn
-        from rich.text import Text
-
-        console = Console(file=file, highlight=False)
-        for index, part in enumerate(self.parts):
-            if index:
-                console.print()
-            if isinstance(part, str):
-                console.print(Text(clean(part)))
-                continue
-            if part.title:
-                console.print(Text(clean(part.title), style="bold"))
-            drawn = Drawn(box=box.SIMPLE_HEAD, pad_edge=False)
-            for name in part.columns:
-                right = name in part.right
-                drawn.add_column(name, justify="right" if right else "left", no_wrap=right, overflow="fold")
-            for row in part.rows:
-                drawn.add_row(*(Text(clean(cell)) for cell in row))  # Text: a cell is no markup
-            console.print(drawn)
-
-
-def clean(text: str) -> str:
-    """`text` without characters that steer a terminal: reasons and names may come from another machine's rows."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+SPARE = ("error", "workspace", "spread")  # of a table of candidates
 
 
 # Builders ----------------------------------------------------------------------------------------
@@ -115,6 +44,7 @@ def clean(text: str) -> str:
 def winners(
     results: Sequence[tuple[Entry, TuningResult]],
     failures: Sequence[tuple[Entry, str]] = (),
+    problems: Sequence[Problem] = (),
     *,
     title: str = "",
     interrupted: bool = False,
@@ -133,48 +63,51 @@ def winners(
         )
         rows.append(cells)
     columns = (*(("name",) if named else ()), "spec", "winner", "time", "ahead of", "by", "GFLOP/s", "state")
-    table = Table(columns, tuple(rows), title, frozenset({"time", "by", "GFLOP/s"}))
+    spare = ("spec", "GFLOP/s") if named else ("GFLOP/s",)
+    table = Table(columns, tuple(rows), title, frozenset({"time", "by", "GFLOP/s"}), (*spare, "ahead of"))
     parts: list[Table | str] = [table] if rows else []
     if failures:
-        parts.append(_two_columns("not tuned", "spec", "reason", ((str(entry.spec), why) for entry, why in failures)))
+        parts.append(_failure_table("not tuned", failures))
     data = {
         "interrupted": interrupted,
         "results": [_result_data(entry, result) for entry, result in results],
-        "failures": [{"name": entry.name, "spec": str(entry.spec), "reason": why} for entry, why in failures],
+        **_trouble_data(failures, problems),
     }
     return Report(tuple(parts), data)
 
 
-def measurements(rows: Iterable[Measurement], title: str = "", winner: Measurement | None = None) -> Table:
-    """Candidates with their times, the fastest first, then what has none and why."""
-    ordered = sorted(rows, key=lambda row: (not row.usable, row.median_s or 0.0, str(row.choice)))
-    return _candidate_table([_row_data(row) for row in ordered], winner.median_s if winner else None, title)
-
-
-def remembered(
-    decided: Sequence[tuple[str, str, Decision | None, Sequence[Measurement]]], misses: Sequence[Miss]
-) -> Report:
-    """What the store holds: per spec and device the winner and the number of rows, and the open misses.
-
-    `decided` has (spec, device, decision under the current settings, rows).
-    """
-    devices = sorted({device for _, device, _, _ in decided})
+def remembered(memories: Sequence[Memory], misses: Sequence[Miss], *, candidates: bool = False) -> Report:
+    """What the store holds: per device a table of winners, and the open misses; `candidates` adds every row."""
     parts: list[Table | str] = []
-    for device in devices:
-        here = [item for item in decided if item[1] == device]
+    for device in sorted({memory.device for memory in memories}):
+        here = [memory for memory in memories if memory.device == device]
         rows = tuple(
-            (spec, *_decision_cells(decision), str(len(kept)), _when(max((r.measured_at for r in kept), default=0.0)))
-            for spec, _, decision, kept in here
+            (
+                memory.spec,
+                *_decision_cells(memory.decision),
+                str(len(memory.rows)),
+                _when(max((row.measured_at for row in memory.rows), default=0.0)),
+            )
+            for memory in here
         )
         columns = ("spec", "winner", "time", "ahead of", "by", "rows", "measured")
-        parts.append(Table(columns, rows, device, frozenset({"time", "by", "rows"})))
+        parts.append(Table(columns, rows, device, frozenset({"time", "by", "rows"}), ("rows", "measured", "ahead of")))
+        if candidates:
+            parts += [_measurements(memory) for memory in here]
     if misses:
         rows_missed = tuple((miss.spec, str(miss.count), _when(miss.last_at), miss.reason) for miss in misses)
-        parts.append(Table(("spec", "asked for", "last", "why"), rows_missed, "missed or cut short", frozenset({"asked for"})))
+        parts.append(
+            Table(("spec", "asked for", "last", "why"), rows_missed, "missed or cut short", frozenset({"asked for"}))
+        )
     data = {
         "specs": [
-            {"spec": spec, "device": device, **_decision_data(decision), "candidates": [_row_data(row) for row in kept]}
-            for spec, device, decision, kept in decided
+            {
+                "spec": memory.spec,
+                "device": memory.device,
+                **_decision_data(memory.decision),
+                "candidates": [_row_data(row) for row in memory.rows],
+            }
+            for memory in memories
         ],
         "misses": [asdict(miss) for miss in misses],
     }
@@ -204,27 +137,45 @@ def explanation(told: Mapping[str, Any]) -> Report:
 
 def implementations(records: Sequence[ImplementationRecord]) -> Report:
     """The registry in fallback order: reach, properties, and whether each can run here."""
-    columns = ("id", "version", "operations", "ranks", "dtypes", "layouts", "properties", "tags", "here")
+    columns = (
+        "id",
+        "version",
+        "operations",
+        "ranks",
+        "dtypes",
+        "layouts",
+        "deterministic",
+        "strict nan",
+        "tags",
+        "here",
+    )
     rows = tuple(
         (
             one.id,
             str(one.version),
             " ".join(one.ops),
-            " ".join(map(str, one.ranks)),
+            _range(one.ranks),
             " ".join(one.dtypes),
             " ".join(one.layouts),
-            " ".join(word for word, holds in (("deterministic", one.deterministic), ("nan", one.strict_nan)) if holds),
+            _fact(one.deterministic),
+            _fact(one.strict_nan),
             " ".join(one.tags),
-            "yes" if one.available else f"no: {one.reason}",
+            _fact(one.available),
         )
         for one in records
     )
-    return Report((Table(columns, rows, right=frozenset({"version"})),), [asdict(one) for one in records])
+    spare = ("strict nan", "deterministic", "layouts", "ranks", "tags", "version", "dtypes")
+    parts = [Table(columns, rows, right=frozenset({"version"}), spare=spare)]
+    missing = [(one.id, one.reason) for one in records if not one.available]
+    if missing:
+        parts.append(_two_columns("not available here", "id", "reason", missing))
+    return Report(tuple(parts), [asdict(one) for one in records])
 
 
 def bench(
     tables: Sequence[tuple[Entry, Sequence[BenchRow]]],
     failures: Sequence[tuple[Entry, str]],
+    problems: Sequence[Problem],
     peaks: Mapping[str, float],
     device: str,
     *,
@@ -250,18 +201,25 @@ def bench(
             )
             for row in rows
         )
-        parts.append(Table(columns, cells, f"{entry.name}  {entry.spec}".strip(), right))
+        parts.append(Table(columns, cells, f"{entry.name}  {entry.spec}".strip(), right, SPARE))
     if failures:
-        parts.append(_two_columns("not measured", "spec", "reason", ((str(entry.spec), why) for entry, why in failures)))
+        parts.append(
+            _two_columns("not measured", "spec", "reason", ((str(entry.spec), why) for entry, why in failures))
+        )
     data = {
         "device": device,
         "peak_flops": dict(peaks),
         "interrupted": interrupted,
         "specs": [
-            {"name": entry.name, "spec": str(entry.spec), "macs": entry.spec.macs, "candidates": [asdict(r) for r in rows]}
+            {
+                "name": entry.name,
+                "spec": str(entry.spec),
+                "macs": entry.spec.macs,
+                "candidates": [asdict(r) for r in rows],
+            }
             for entry, rows in tables
         ],
-        "failures": [{"name": entry.name, "spec": str(entry.spec), "reason": why} for entry, why in failures],
+        **_trouble_data(failures, problems),
     }
     return Report(tuple(parts), data)
 
@@ -269,7 +227,7 @@ def bench(
 def doctor(facts: Mapping[str, Any]) -> Report:
     """`doctor.examine()` to read: a table per topic, then what is wrong."""
     parts: list[Table | str] = [
-        _two_columns(topic, "what", "found", ((name, _fact(value)) for name, value in found.items()))
+        _two_columns(topic, "what", "found", ((name.replace("_", " "), _fact(value)) for name, value in found.items()))
         for topic, found in facts.items()
         if isinstance(found, Mapping) and found
     ]
@@ -301,7 +259,17 @@ def _candidate_table(rows: Sequence[Mapping[str, Any]], winner_s: float | None, 
                 state,
             )
         )
-    return Table(columns, tuple(cells), title, frozenset(columns[1:6]))
+    return Table(columns, tuple(cells), title, frozenset(columns[1:6]), SPARE)
+
+
+def _measurements(memory: Memory) -> Table:
+    rows = sorted(memory.rows, key=lambda row: (not row.usable, row.median_s or 0.0, str(row.choice)))
+    winner_s = memory.decision.winner.median_s if memory.decision else None
+    return _candidate_table([_row_data(row) for row in rows], winner_s, memory.spec)
+
+
+def _failure_table(title: str, failures: Sequence[tuple[Entry, str]]) -> Table:
+    return _two_columns(title, "spec", "reason", ((str(entry.spec), reason) for entry, reason in failures))
 
 
 def _two_columns(title: str, left: str, right: str, rows: Iterable[tuple[str, str]], *, numbers: bool = False) -> Table:
@@ -356,20 +324,18 @@ def _when(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")
 
 
+def _range(numbers: Sequence[int]) -> str:
+    """`1-8` for neighbours, else each number."""
+    together = len(numbers) > 1 and list(numbers) == list(range(numbers[0], numbers[-1] + 1))
+    return f"{numbers[0]}-{numbers[-1]}" if together else " ".join(map(str, numbers))
+
+
 def _fact(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value)) or NONE
     return NONE if value is None or value == "" else str(value)
-
-
-def _markdown_row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _markdown_cell(text: str) -> str:
-    return clean(text).replace("|", "\\|").replace("\n", " ")
 
 
 # Data --------------------------------------------------------------------------------------------
@@ -387,6 +353,13 @@ def _result_data(entry: Entry, result: TuningResult) -> dict[str, Any]:
         "seconds": result.seconds,
         "candidates": [_row_data(row) for row in result.rows],
         "refusals": dict(result.refusals),
+    }
+
+
+def _trouble_data(failures: Sequence[tuple[Entry, str]], problems: Sequence[Problem]) -> dict[str, Any]:
+    return {
+        "failures": [{"name": entry.name, "spec": str(entry.spec), "reason": why} for entry, why in failures],
+        "problems": [asdict(problem) for problem in problems],
     }
 
 
@@ -422,14 +395,3 @@ def _row_data(row: Measurement) -> dict[str, Any]:
         "environment": dict(row.environment),
         "measured_at": row.measured_at,
     }
-
-
-def _finite(value: Any) -> Any:
-    """`value` with what JSON has no number for (infinity, NaN) as None."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value

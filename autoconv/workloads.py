@@ -15,16 +15,15 @@ lines are still there.
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from autoconv import jsonstream
 from autoconv.errors import InvalidOption, InvalidSpec
 from autoconv.shapes import as_int, dilated, per_axis, resolve_padding
 from autoconv.spec import DTYPES, ConvSpec, Op
@@ -122,10 +121,10 @@ def parse(data: bytes, where: str) -> Workload:
     """The workload in `data`; `where` names it in problems. Never raises, whatever the bytes are."""
     # undecodable bytes become U+FFFD: harmless in a comment, a problem with file and line elsewhere
     text = data.decode("utf-8-sig", errors="replace")
-    elements = _json_elements(text) if text.lstrip()[:1] in ("{", "[", '"') else _text_lines(text)
+    elements = jsonstream.elements(text) if text.lstrip()[:1] in ("{", "[", '"') else _text_lines(text)
     found = Workload()
     for line, element in elements:
-        if isinstance(element, Exception):
+        if isinstance(element, jsonstream.Unreadable):
             problem: Exception | None = element
         else:
             problem = None
@@ -326,137 +325,3 @@ def _dtype(value: Any) -> str:
     if not isinstance(value, str) or value not in DTYPES:
         raise InvalidSpec(f"dtype must be one of {', '.join(DTYPES)}, got {_short(repr(value))}")
     return value
-
-
-# JSON --------------------------------------------------------------------------------------------
-
-
-def _json_elements(text: str) -> Iterator[tuple[int, Any]]:
-    """(line, element) of every record; an exception stands for what cannot be decoded."""
-    newlines = [match.start() for match in re.finditer("\n", text)]
-
-    def line_of(position: int) -> int:
-        return bisect_right(newlines, position - 1) + 1
-
-    reader = _Reader(text)
-    for position, element in reader.elements():
-        yield line_of(position), element
-
-
-class _Reader:
-    """A JSON text, decoded value by value, so that each record's place is known.
-
-    The standard decoder reads scalars and records; only the containers around records are walked here.
-    """
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-        self._at = 0
-        self._decode = json.JSONDecoder().raw_decode
-
-    def elements(self) -> Iterator[tuple[int, Any]]:
-        """Records of all top-level values: a document has one, JSON lines have many."""
-        while self._peek():
-            start = self._at
-            try:
-                if self._peek() == "[":
-                    yield from self._list()
-                elif self._peek() == "{":
-                    yield from self._object()
-                else:
-                    yield start, self._value()
-            except _Unreadable as error:
-                yield error.position, InvalidSpec(str(error))
-                self._next_line(start)
-
-    def _list(self) -> Iterator[tuple[int, Any]]:
-        self._expect("[")
-        first = True
-        while self._peek() != "]":
-            start = self._at
-            try:
-                if not first:
-                    self._expect(",")
-                    self._peek()
-                    start = self._at
-                first = False
-                yield start, self._value()
-            except _Unreadable as error:
-                yield error.position, InvalidSpec(str(error))
-                if not self._next_record(start):
-                    self._at = len(self._text)
-                    return
-                first = True  # no comma before it: the broken record's remains were skipped
-        self._expect("]")
-
-    def _object(self) -> Iterator[tuple[int, Any]]:
-        """The elements of `records`, or the object itself when it has none."""
-        start, own, nested = self._at, {}, False
-        self._expect("{")
-        while self._peek() != "}":
-            if own or nested:
-                self._expect(",")
-            if self._peek() != '"':
-                raise self._unreadable("expected a name in quotes")
-            key = self._value()
-            self._expect(":")
-            if key == "records" and self._peek() == "[":
-                nested = True
-                yield from self._list()
-                if self._at >= len(self._text):
-                    return  # a broken record without another after it: said already
-            else:
-                own[key] = self._value()
-        self._expect("}")
-        if not nested:
-            yield start, own
-
-    def _value(self) -> Any:
-        self._peek()
-        start = self._at
-        try:
-            value, self._at = self._decode(self._text, start)
-        except json.JSONDecodeError as error:
-            raise _Unreadable(f"cannot read JSON: {error.msg}", error.pos) from None
-        except RecursionError:
-            raise _Unreadable("cannot read JSON: nested too deeply", start) from None
-        except ValueError as error:  # an integer of thousands of digits
-            raise _Unreadable(f"cannot read JSON: {error}", start) from None
-        return value
-
-    def _peek(self) -> str:
-        """The next character that is no white space, or "" at the end."""
-        while self._at < len(self._text) and self._text[self._at] in " \t\r\n":
-            self._at += 1
-        return self._text[self._at : self._at + 1]
-
-    def _expect(self, mark: str) -> None:
-        if self._peek() != mark:
-            raise self._unreadable(f"expected {mark!r}")
-        self._at += 1
-
-    def _unreadable(self, wanted: str) -> _Unreadable:
-        return _Unreadable(f"cannot read JSON: {wanted}, got {self._text[self._at : self._at + 20]!r}", self._at)
-
-    def _next_line(self, start: int) -> None:
-        """Go on at the first line after `start`, and after what was read, that may begin a value."""
-        match = re.compile(r'\n(?=[ \t]*[\[{"])').search(self._text, max(start, self._at))
-        self._at = match.end() if match else len(self._text)
-
-    def _next_record(self, start: int) -> bool:
-        """Go on at the next line that is indented like the record at `start` and begins one; False without one."""
-        line_start = self._text.rfind("\n", 0, start) + 1
-        indent = self._text[line_start:start]
-        if indent.strip():
-            return False
-        match = re.compile(rf"\n{re.escape(indent)}(?=[{{\"])").search(self._text, start)
-        self._at = match.end() if match else self._at
-        return match is not None
-
-
-class _Unreadable(Exception):
-    """JSON that cannot be decoded, and where."""
-
-    def __init__(self, message: str, position: int) -> None:
-        super().__init__(message)
-        self.position = position
