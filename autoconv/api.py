@@ -110,8 +110,10 @@ def conv2d(
             Op.FPROP, type(input), input.shape, input.strides, input.dtype, type(filters), filters.shape,
             filters.strides, filters.dtype, border_mode, subsample, filter_dilation, num_groups, filter_flip,
         )  # fmt: skip
-        call = options.current_scope().calls[key]
-    except (KeyError, AttributeError, TypeError):  # new, not a NumPy array, or an unhashable spelling
+        call = options.current_scope().calls.get(key)
+    except (AttributeError, TypeError):  # not a NumPy array, or an unhashable spelling
+        call = None
+    if call is None:
         return _first_conv(
             2, input, filters, border_mode, subsample, filter_dilation, num_groups, filter_flip, bias, out
         )
@@ -148,8 +150,10 @@ def conv2d_grad_wrt_inputs(
             filters.shape, filters.strides, filters.dtype, input_shape, border_mode, subsample, filter_dilation,
             num_groups, filter_flip,
         )  # fmt: skip
-        call = options.current_scope().calls[key]
-    except (KeyError, AttributeError, TypeError):
+        call = options.current_scope().calls.get(key)
+    except (AttributeError, TypeError):
+        call = None
+    if call is None:
         return _first_dgrad(
             2, output_grad, filters, input_shape, border_mode, subsample, filter_dilation, num_groups, filter_flip, out
         )
@@ -186,8 +190,10 @@ def conv2d_grad_wrt_weights(
             output_grad.strides, output_grad.dtype, filter_shape, border_mode, subsample, filter_dilation,
             num_groups, filter_flip,
         )  # fmt: skip
-        call = options.current_scope().calls[key]
-    except (KeyError, AttributeError, TypeError):
+        call = options.current_scope().calls.get(key)
+    except (AttributeError, TypeError):
+        call = None
+    if call is None:
         return _first_wgrad(
             2, input, output_grad, filter_shape, border_mode, subsample, filter_dilation, num_groups, filter_flip, out
         )
@@ -323,6 +329,8 @@ def _spec(
 
 def _filled(name: str, declared: Any, known: tuple[int, int], rank: int) -> tuple[int, ...]:
     """A gradient's target shape with None in its first two places replaced by what the arrays say."""
+    if not hasattr(declared, "__iter__"):
+        raise InvalidType(f"{name} needs {rank + 2} entries, got {declared!r}")
     entries = tuple(declared)
     if len(entries) != rank + 2:
         raise InvalidType(f"{name} needs {rank + 2} entries, got {len(entries)}: {entries}")
@@ -338,6 +346,8 @@ def _check_output_grad(spec: ConvSpec, output_grad: Array) -> None:
 
 
 def _check_declared(name: str, declared: Sequence[int | None], operand: str, value: Any) -> None:
+    if not hasattr(declared, "__iter__"):
+        raise InvalidType(f"{name} must be a sequence with an entry per dimension of {operand}, got {declared!r}")
     shape = tuple(getattr(value, "shape", ()))
     entries = tuple(declared)
     if len(entries) != len(shape):

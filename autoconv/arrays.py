@@ -14,7 +14,7 @@ import numpy as np
 
 from autoconv.errors import InvalidType
 
-__all__ = ["Array", "as_numpy", "conform", "empty", "is_dense", "like_caller", "memory_layout"]
+__all__ = ["Array", "as_numpy", "conform", "dense_strides", "empty", "is_dense", "like_caller", "memory_layout"]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -56,6 +56,17 @@ def is_dense(array: Array, layout: str) -> bool:
     if layout == "nchw":
         return array.flags.c_contiguous
     return np.moveaxis(array, 1, -1).flags.c_contiguous
+
+
+def dense_strides(shape: Sequence[int], layout: str, itemsize: int) -> tuple[int, ...]:
+    """Strides in bytes of a dense array of logical `shape` in `layout`."""
+    order = range(len(shape)) if layout == "nchw" else (0, *range(2, len(shape)), 1)
+    strides = [0] * len(shape)
+    step = itemsize
+    for axis in reversed(order):
+        strides[axis] = step
+        step *= shape[axis]
+    return tuple(strides)
 
 
 def conform(array: Array, layout: str, dtype: np.dtype[Any]) -> Array:

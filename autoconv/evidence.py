@@ -31,6 +31,7 @@ __all__ = [
 Value: TypeAlias = int | str | bool
 
 TIE_GAP = 0.02  # medians closer than this are a tie: below what one machine reproduces from day to day
+WIDEST_TIE = 0.10  # medians further apart than this are no tie, however wide noise has made the interval
 USABLE = frozenset({"ok", "partial", "suspect"})
 """Statuses whose time may rank. The others: skipped, wrong, failed, crashed, timeout, oom."""
 
@@ -255,7 +256,8 @@ def ratio_interval(slower: Measurement, faster: Measurement) -> tuple[float, flo
 def decide(rows: Iterable[Measurement], limits: Limits) -> Decision | None:
     """The fastest row that `limits` allow; a tie goes by preference, determinism, workspace, error, id.
 
-    A tie is an interval of the paired ratio that contains 1, or medians within `TIE_GAP`. None when no row may win.
+    A tie is medians within `TIE_GAP`, or within `WIDEST_TIE` with an interval of the paired ratio that
+    contains 1: an interval that noise made wide is no reason to prefer a slower median. None when no row may win.
     """
     allowed = [row for row in rows if row.usable and limits.refuses(row) is None]
     if not allowed:
@@ -283,6 +285,8 @@ def _ties(row: Measurement, best: Measurement) -> bool:
     assert best.median_s is not None
     if row.median_s <= best.median_s * (1 + TIE_GAP):
         return True
+    if row.median_s > best.median_s * (1 + WIDEST_TIE):
+        return False
     interval = ratio_interval(row, best)
     return interval is not None and interval[0] <= 1.0
 

@@ -38,7 +38,9 @@ class Workspace:
     def __init__(self) -> None:
         self._block: Array = np.empty(0, np.uint8)
         self._address = 0
-        self._spilled: list[Array] = []  # pieces that did not fit, until the block grows at the last release
+        self._spilled: list[
+            tuple[int, Array]
+        ] = []  # (start, piece) of what did not fit, until the block grows
         self._used = 0
         self._peak = 0
 
@@ -47,14 +49,14 @@ class Workspace:
         dtype = np.dtype(dtype)
         size = (shape if isinstance(shape, int) else prod(shape)) * dtype.itemsize
         start = self._claim(size)
-        piece: Array = self._block[start : start + size] if start >= 0 else self._spilled[-1]
+        piece: Array = self._block[start : start + size] if start >= 0 else self._spilled[-1][1]
         view: Array = piece.view(dtype)
         return view.reshape(shape)
 
     def take_address(self, size: int) -> int:
         """The address of `size` uninitialised bytes, 64-byte aligned: `take` for kernels that want a pointer."""
         start = self._claim(size)
-        return self._address + start if start >= 0 else int(self._spilled[-1].ctypes.data)
+        return self._address + start if start >= 0 else int(self._spilled[-1][1].ctypes.data)
 
     def mark(self) -> int:
         """The present level, to `release` to."""
@@ -63,8 +65,9 @@ class Workspace:
     def release(self, mark: int = 0) -> None:
         """Give back everything taken since `mark`."""
         self._used = mark
-        if mark == 0 and self._spilled:
-            self._spilled.clear()
+        while self._spilled and self._spilled[-1][0] >= mark:
+            self._spilled.pop()  # a loop that takes and releases holds one round's pieces at a time
+        if mark == 0 and self._peak > self._block.size:
             self._block = np.empty(0, np.uint8)  # let the old block go before asking for the new one
             self._block = aligned_bytes(self._peak)
             self._address = self._block.ctypes.data
@@ -76,7 +79,7 @@ class Workspace:
         if self._used <= self._block.size:
             return start
         self._peak = max(self._peak, self._used)
-        self._spilled.append(aligned_bytes(size))
+        self._spilled.append((start, aligned_bytes(size)))
         return -1
 
 
@@ -123,6 +126,27 @@ class Runner(ABC):
         return bound
 
 
+class _Form:
+    """How an operand looks that needs no conversion: a cheap test for the common case."""
+
+    __slots__ = ("_dtype", "_shape", "_strides")
+
+    def __init__(self, shape: tuple[int, ...], layout: str, dtype: np.dtype[Any]) -> None:
+        self._shape = shape
+        self._strides = arrays.dense_strides(shape, layout, dtype.itemsize)
+        self._dtype = dtype
+
+    def matches(self, value: Any) -> bool:
+        """Whether `value` is an aligned NumPy array of exactly this form; False may also mean a closer look is due."""
+        return (
+            type(value) is np.ndarray
+            and value.dtype is self._dtype
+            and value.shape == self._shape
+            and value.strides == self._strides
+            and value.flags.aligned
+        )
+
+
 class Rebind(Protocol):
     """Decides anew for a `fixed` spec; dispatch provides it."""
 
@@ -136,7 +160,7 @@ class Plan:
     """
 
     __slots__ = (
-        "_dtype", "_out_shape", "_rebind", "_result_layout", "_runner",
+        "_dtype", "_forms", "_out_form", "_out_shape", "_rebind", "_result_layout", "_runner",
         "choice", "decision", "device", "source", "spec", "workspace_bytes",
     )  # fmt: skip
 
@@ -163,6 +187,11 @@ class Plan:
         self._dtype = spec.np_dtype
         self._out_shape = spec.result_shape
         self._result_layout = "nchw" if spec.op is Op.WGRAD else spec.layout
+        layouts = (spec.layout, self._second_layout)
+        self._forms = [
+            _Form(shape, layout, self._dtype) for shape, layout in zip(spec.operand_shapes, layouts, strict=True)
+        ]
+        self._out_form = _Form(self._out_shape, self._result_layout, self._dtype)
 
     @property
     def implementation(self) -> str:
@@ -176,6 +205,11 @@ class Plan:
         result: it must have the result's shape and dtype, may have any strides and may overlap the
         operands. Raises `InvalidSpec` or `InvalidType` when an array does not fit the spec.
         """
+        if bias is None and self._forms[0].matches(a) and self._forms[1].matches(b):
+            result = self._room(out, a, b)
+            if result is not None:
+                self.run(a, b, result, thread_workspace())
+                return result
         first, second = self.spec.operand_shapes
         names = {Op.FPROP: ("input", "filters"), Op.DGRAD: ("output_grad", "filters")}.get(
             self.spec.op, ("input", "output_grad")
@@ -207,6 +241,17 @@ class Plan:
         weights = plan._operand(filters, plan.spec.filter_shape, "filters", "nchw")
         private = weights.copy()  # the caller may change theirs
         return BoundPlan(plan, plan._runner.bind(private))
+
+    def _room(self, out: Any, *operands: Array) -> Array | None:
+        """Where a runner may write at once: a new array, or `out` if it fits and overlaps nothing; else None."""
+        if out is None:
+            return arrays.empty(self._out_shape, self._result_layout, self._dtype)
+        if not self._out_form.matches(out) or not out.flags.writeable:
+            return None
+        if any(np.may_share_memory(out, operand) for operand in operands):
+            return None
+        room: Array = out
+        return room
 
     @property
     def _second_layout(self) -> str:
@@ -266,7 +311,7 @@ class Plan:
     def _check_out(self, target: Array) -> None:
         if target.shape != self._out_shape:
             raise InvalidSpec(f"out must have shape {self._out_shape}, got {target.shape}")
-        if target.dtype != self._dtype:
+        if target.dtype.newbyteorder("=") != self._dtype:  # of either byte order, as operands are
             raise InvalidType(f"out must be {self._dtype.name}, got {target.dtype.name}")
         if not target.flags.writeable:
             raise InvalidSpec("out is read-only")
@@ -297,6 +342,11 @@ class BoundPlan:
     def __call__(self, a: Any, bias: Any = None, out: Any = None) -> Any:
         """Run on the data operand; `bias` and `out` as in `Plan`."""
         plan = self.plan
+        if bias is None and plan._forms[0].matches(a):
+            result = plan._room(out, a)
+            if result is not None:
+                self.run(a, result, thread_workspace())
+                return result
         data = plan._operand(a, plan.spec.operand_shapes[0], "data", plan.spec.layout)
         return plan._finish(lambda result, scratch: self.run(data, result, scratch), a, (data,), bias, out)
 

@@ -21,14 +21,17 @@ class Progress:
         if enabled:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+            from rich.table import Column
 
             self._bar = Progress(
                 TextColumn("tuning"),
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
-                TextColumn("{task.description}"),
+                # markup off: a config in brackets is no style; the one column that gives way on a narrow terminal
+                TextColumn("{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True)),
                 console=Console(file=sys.stderr),
+                expand=True,
                 transient=True,
             )
 

@@ -389,9 +389,10 @@ def dtype_code(dtype: Any) -> str:
     Raises `InvalidType`, saying what to do, for integers, complex numbers and anything else.
     """
     try:
-        name = np.dtype(dtype).name
+        found = np.dtype(dtype)
+        name, kind = found.name, found.kind
     except TypeError:
-        name = str(dtype)
+        name, kind = str(dtype), ""
     code = _CODES.get(name)
     if code is None:
         advice = {
@@ -399,7 +400,7 @@ def dtype_code(dtype: Any) -> str:
             "i": "convert first, for example with .astype(np.float32)",
             "u": "convert first, for example with .astype(np.float32)",
             "b": "convert first, for example with .astype(np.float32)",
-        }.get(getattr(dtype, "kind", ""), "convert to float32 or float64 first")
+        }.get(kind, "convert to float32 or float64 first")
         raise InvalidType(f"dtype must be float16, bfloat16, float32 or float64, got {name}: {advice}")
     return code
 

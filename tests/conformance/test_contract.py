@@ -1,0 +1,45 @@
+"""What an implementation owes beside the right answer: buffers, memory, repeatability, honesty."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from autoconv import testing
+from autoconv.device import cpu
+from autoconv.impls import BUILTIN
+from autoconv.registry import default_registry
+from autoconv.spec import ConvSpec
+
+CASES = {
+    name: text
+    for name, text in testing.CASES.items()
+    if name in testing.SMOKE
+    or name
+    in (
+        "one_pixel", "full", "padded_beyond_kernel", "stride_skips_pixels", "dilated_strided", "depthwise_multiplied",
+        "grouped_unevenly", "tile_seams", "five_by_five", "pointwise_strided", "long_filter", "double_strided",
+        "half_precision", "no_batch", "separable", "volume_strided",
+    )
+}  # fmt: skip
+OTHER_CHECKS = tuple(name for name in testing.CHECKS if name != "values")
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", BUILTIN)
+def test_keeps_its_promises(name: str, case: str) -> None:
+    one = default_registry().get(name)
+    refusals = [testing.check_case(one, spec, checks=OTHER_CHECKS) for spec in testing.problems(CASES[case])]
+    if None not in refusals:
+        pytest.skip(f"refused: {refusals[0]}")
+
+
+@pytest.mark.parametrize("name", BUILTIN)
+def test_refuses_other_devices_ranks_and_dtypes_with_a_sentence(name: str) -> None:
+    one = default_registry().get(name)
+    gpu = type(cpu())("cuda", "a GPU", "sm_90", 1, 1)
+    deep = ConvSpec.parse("fprop n1c1 1x1x1x1x1x1x1x1x1 k1 1x1x1x1x1x1x1x1x1")
+    for spec, device, word in ((ConvSpec.parse(testing.SMOKE["plain"]), gpu, "cuda"), (deep, cpu(), "9")):
+        reason = one.why_not(replace(spec, op=min(one.ops)), device)
+        assert word in str(reason)
