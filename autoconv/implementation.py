@@ -69,6 +69,7 @@ class Implementation(ABC):
     devices: ClassVar[frozenset[str]] = frozenset({"cpu"})
     tags: ClassVar[frozenset[str]] = frozenset()
     runtime: ClassVar[str] = "none"
+    compiled: ClassVar[bool] = False  # preparing a config for the first time takes a compiler about a second
     deterministic: ClassVar[bool] = True
     strict_nan: ClassVar[bool] = True
 
@@ -117,8 +118,8 @@ class Implementation(ABC):
         """Optional modules that `config` imports; a race inside a call does not load them."""
         return ()
 
-    def prefetch(self, spec: ConvSpec, device: Device, configs: Sequence[Config]) -> None:
-        """Make ready side by side what preparing `configs` one by one would wait for (compiling, say)."""
+    def prefetch(self, spec: ConvSpec, device: Device, config: Config) -> None:
+        """For `compiled` implementations: build what preparing `config` loads. The tuner runs several side by side."""
         return
 
     def environment(self, config: Config) -> Mapping[str, str]:

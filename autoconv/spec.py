@@ -30,6 +30,8 @@ __all__ = ["DTYPES", "LAYOUTS", "ConvSpec", "Op", "dtype_code", "numpy_dtype"]
 LAYOUTS = ("nchw", "nhwc")  # channels first or last in memory, at any rank
 DTYPES = {"f16": 2, "bf16": 2, "f32": 4, "f64": 8}  # code -> bytes
 
+MAX_BYTES = 1 << 62  # beyond it sizes overflow the index type of every array library
+
 _NUMPY_NAMES = {"f16": "float16", "f32": "float32", "f64": "float64"}
 _CODES = {"float16": "f16", "bfloat16": "bf16", "float32": "f32", "float64": "f64"}
 
@@ -270,6 +272,14 @@ def _check(spec: ConvSpec) -> None:
         raise InvalidSpec("wgrad takes no filters, so they cannot be fixed")
     if spec.rank1 and not spec.fixed:
         raise InvalidSpec("rank1 says something of bound filters: it follows fixed")
+    _check_extents(spec)
+    for name, shape in (("input", spec.input_shape), ("filters", spec.filter_shape), ("output", spec.output_shape)):
+        if prod(shape) * spec.itemsize > MAX_BYTES:
+            raise InvalidSpec(f"{name} of shape {shape} is larger than any address space")
+
+
+def _check_extents(spec: ConvSpec) -> None:
+    """Raise `InvalidSpec` when the kernel does not fit into the padded image."""
     axes = zip(spec.in_spatial, spec.kernel, spec.padding, spec.dilation, spec.output_spatial, strict=True)
     for axis, (size, kernel, (before, after), dilation, out) in enumerate(axes):
         if out < 1:

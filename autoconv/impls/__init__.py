@@ -9,6 +9,9 @@ from __future__ import annotations
 __all__ = ["BUILTIN", "RETIRED"]
 
 BUILTIN: dict[str, str] = {
+    "native.depthwise": "autoconv.impls.native.depthwise:Depthwise",
+    "native.direct": "autoconv.impls.native.direct:Direct",
+    "native.gemm": "autoconv.impls.native.gemm:Gemm",
     "rewrite.gemm_1x1": "autoconv.impls.rewrite.gemm_1x1:Gemm1x1",
     "torch.conv": "autoconv.impls.cpu.torch:TorchConv",
     "onnxruntime.conv": "autoconv.impls.cpu.onnxruntime:OnnxRuntimeConv",

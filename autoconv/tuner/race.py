@@ -6,6 +6,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from math import isfinite
 
@@ -40,12 +41,12 @@ def key_of(candidate: Candidate) -> str:
     return candidate_key(choice_of(candidate))
 
 
-def hopeless(estimate_s: float, best_s: float | None, budget_s: float) -> str:
+def hopeless(estimate_s: float, best_s: float | None, budget_s: float, patience: float = HOPELESS_ESTIMATE) -> str:
     """Why a candidate is not worth a run beside one that takes `best_s`; empty when it is."""
     if best_s is None or not isfinite(estimate_s):  # no able child, perhaps: trying finds the reason
         return ""
     times = estimate_s / best_s
-    if times > HOPELESS_ESTIMATE:
+    if times > patience:
         return f"estimated at {estimate_s:.3g} s, {times:.0f} times the best measured"
     if times > HOPELESS and estimate_s > budget_s:
         return f"estimated at {estimate_s:.3g} s, {times:.0f} times the best measured and more than the budget"
@@ -73,6 +74,7 @@ class Race:
     ready: dict[Choice, Built] = field(default_factory=dict)
     measured: set[str] = field(default_factory=set)
     races: set[str] = field(default_factory=set)
+    fetched: set[str] = field(default_factory=set)
 
     def run(self, pending: Sequence[Candidate]) -> None:
         """Race `pending` against the best that is remembered."""
@@ -167,9 +169,27 @@ class Race:
                 if not self._is_timed(candidate):
                     entrants.append(Entrant(candidate, choice, "partial", "not reached within the budget"))
             else:
+                self._prefetch(lineup[index:], best_s, index, len(lineup))
                 self.watch("verify", str(choice), index, len(lineup))
                 self._try(stand, candidate, choice, best_s, entrants)
         return all_tried
+
+    def _prefetch(self, ahead: Sequence[tuple[Candidate, Choice]], best_s: float | None, done: int, total: int) -> None:
+        """Compile the next candidate, and beside it, one per core, those after it that will be tried too."""
+        if not ahead[0][0].implementation.compiled or key_of(ahead[0][0]) in self.fetched:
+            return
+        batch = []
+        for candidate, choice in ahead:
+            due = candidate.implementation.compiled and key_of(candidate) not in self.fetched
+            if due and not self._hopeless(candidate, best_s):
+                batch.append((candidate, choice))
+        batch = batch[: self.device.cores]
+        self.fetched |= {key_of(candidate) for candidate, _ in batch}
+        self.watch("compile", str(ahead[0][1]), done, total)
+        with ThreadPoolExecutor(len(batch)) as pool:
+            jobs = [pool.submit(one.implementation.prefetch, self.spec, self.device, one.config) for one, _ in batch]
+        for job in jobs:
+            job.result()
 
     def _reserved_s(self, entrants: Sequence[Entrant]) -> float:
         """Seconds that another trial must leave; the first rival of the best is tried while there is any time."""
@@ -178,7 +198,10 @@ class Race:
 
     def _hopeless(self, candidate: Candidate, best_s: float | None) -> str:
         """Why not to run a candidate, by its estimate; what was measured before is judged by measuring."""
-        return "" if self._is_timed(candidate) else hopeless(candidate.estimate_s, best_s, self.budget_s)
+        if self._is_timed(candidate):
+            return ""
+        patience = HOPELESS if candidate.implementation.compiled else HOPELESS_ESTIMATE
+        return hopeless(candidate.estimate_s, best_s, self.budget_s, patience)
 
     def _is_timed(self, candidate: Candidate) -> bool:
         return any(row.usable and candidate_key(row.choice) == key_of(candidate) for row in self.rows)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import Any, ClassVar
 
@@ -17,7 +18,7 @@ from autoconv.implementation import Implementation
 from autoconv.planning import BoundRunner, Runner, Workspace
 from autoconv.spec import ConvSpec
 
-__all__ = ["BlasImplementation", "gemm_s", "threads_refusal", "with_threads"]
+__all__ = ["BlasImplementation", "gemm_s", "guarded", "threads_refusal"]
 
 THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "OMP_NUM_THREADS")
 MACS_PER_CYCLE_AND_BYTE = 0.45  # of vector width, float32: two vectors of multiply-adds, less what OpenBLAS loses
@@ -107,7 +108,7 @@ def _pools() -> tuple[Any, ...]:
     return tuple(ThreadpoolController().select(user_api="blas").lib_controllers)
 
 
-class _Hold:
+class _Pools:
     """Sets the libraries' thread count while calls run, and puts it back after the last of them."""
 
     def __init__(self) -> None:
@@ -115,52 +116,59 @@ class _Hold:
         self._inside = 0
         self._before: list[int] = []
 
-    def enter(self, threads: int) -> None:
+    @contextmanager
+    def __call__(self, threads: int) -> Iterator[None]:
         with self._lock:
             if not self._inside:
                 self._before = [pool.get_num_threads() for pool in _pools()]
             self._inside += 1
             for pool in _pools():
                 pool.set_num_threads(threads)
-
-    def leave(self) -> None:
-        with self._lock:
-            self._inside -= 1
-            if not self._inside:
-                for pool, threads in zip(_pools(), self._before, strict=True):
-                    pool.set_num_threads(threads)
-
-
-_hold = _Hold()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if not self._inside:
+                    for pool, before in zip(_pools(), self._before, strict=True):
+                        pool.set_num_threads(before)
 
 
-class _Held(Runner):
-    """A runner during whose calls BLAS uses a given number of threads."""
+_hold = _Pools()
+
+
+class _Guarded(Runner):
+    """A runner whose calls leave BLAS's threads and NumPy's warnings as they found them."""
 
     def __init__(self, runner: Runner, threads: int) -> None:
         self._runner = runner
         self._threads = threads
 
     def __call__(self, a: Array, b: Array, out: Array, workspace: Workspace) -> None:
-        _hold.enter(self._threads)
-        try:
+        with np.errstate(all="ignore"), _threads(self._threads):
             self._runner(a, b, out, workspace)
-        finally:
-            _hold.leave()
 
     def bind(self, filters: Array) -> BoundRunner:
-        inner, threads = self._runner.bind(filters), self._threads
+        with np.errstate(all="ignore"), _threads(self._threads):
+            inner = self._runner.bind(filters)
 
         def bound(a: Array, out: Array, workspace: Workspace) -> None:
-            _hold.enter(threads)
-            try:
+            with np.errstate(all="ignore"), _threads(self._threads):
                 inner(a, out, workspace)
-            finally:
-                _hold.leave()
 
         return bound
 
 
-def with_threads(runner: Runner, device: Device) -> Runner:
-    """`runner` itself when BLAS takes the device's number of threads anyway; else one that holds it to them."""
-    return runner if device.threads == NATURAL_THREADS else _Held(runner, device.threads)
+_UNCHANGED: AbstractContextManager[None] = nullcontext()
+
+
+def _threads(threads: int) -> AbstractContextManager[None]:
+    return _UNCHANGED if threads == NATURAL_THREADS else _hold(threads)
+
+
+def guarded(runner: Runner, device: Device) -> Runner:
+    """`runner` with BLAS held to the device's threads, if it takes another number by itself, and without warnings.
+
+    BLAS raises floating-point flags for lanes that are no part of the result, so NumPy's warnings would be chance.
+    """
+    return _Guarded(runner, device.threads)

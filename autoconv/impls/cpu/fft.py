@@ -21,7 +21,7 @@ from autoconv.evidence import Config
 from autoconv.implementation import Context
 from autoconv.impls import _overlap, _spectra
 from autoconv.impls._overlap import Axis, Cut
-from autoconv.impls.cpu._blas import BlasImplementation, with_threads
+from autoconv.impls.cpu._blas import BlasImplementation, guarded
 from autoconv.planning import Runner
 from autoconv.spec import ConvSpec, Op
 
@@ -91,7 +91,7 @@ class Fft(SpectralImplementation):
         """Choose the transforms' size."""
         lib = str(config.get("lib", "numpy"))
         threads = context.device.threads
-        return with_threads(_overlap.SpectralRunner(spec, _cut(spec, config), lib, threads), context.device)
+        return guarded(_overlap.SpectralRunner(spec, _cut(spec, config), lib, threads), context.device)
 
 
 def _cut(spec: ConvSpec, config: Config) -> Cut:

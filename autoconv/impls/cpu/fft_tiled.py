@@ -21,7 +21,7 @@ from autoconv.evidence import Config
 from autoconv.implementation import Context
 from autoconv.impls import _overlap, _spectra
 from autoconv.impls._overlap import Axis, Cut
-from autoconv.impls.cpu._blas import with_threads
+from autoconv.impls.cpu._blas import guarded
 from autoconv.impls.cpu.fft import SpectralImplementation
 from autoconv.planning import Runner
 from autoconv.spec import ConvSpec, Op
@@ -64,7 +64,7 @@ class TiledFft(SpectralImplementation):
     def prepare(self, spec: ConvSpec, config: Config, context: Context) -> Runner:
         """Lay out the tiles."""
         lib, threads = str(config.get("lib", "numpy")), context.device.threads
-        return with_threads(_overlap.SpectralRunner(spec, cut_tiles(spec, config), lib, threads), context.device)
+        return guarded(_overlap.SpectralRunner(spec, cut_tiles(spec, config), lib, threads), context.device)
 
 
 def _reach(spec: ConvSpec) -> int:

@@ -38,7 +38,7 @@ from autoconv.impls._tiles import (
     ufunc_bytes,
     window_is_whole,
 )
-from autoconv.impls.cpu._blas import BlasImplementation, gemm_s, with_threads
+from autoconv.impls.cpu._blas import BlasImplementation, gemm_s, guarded
 from autoconv.planning import BoundRunner, Runner, Workspace
 from autoconv.spec import ConvSpec, Op
 
@@ -94,7 +94,7 @@ class Im2col(BlasImplementation):
 
     def prepare(self, spec: ConvSpec, config: Config, context: Context) -> Runner:
         """Nothing but sizes is worked out beforehand."""
-        return with_threads(_Im2colRunner(spec, config), context.device)
+        return guarded(_Im2colRunner(spec, config), context.device)
 
 
 def _depth(spec: ConvSpec) -> int:

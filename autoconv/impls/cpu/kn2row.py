@@ -19,7 +19,7 @@ from autoconv.device import Device
 from autoconv.evidence import Config
 from autoconv.implementation import Context, Runner
 from autoconv.impls._windows import Index, taps
-from autoconv.impls.cpu._blas import BlasImplementation, gemm_s, with_threads
+from autoconv.impls.cpu._blas import BlasImplementation, gemm_s, guarded
 from autoconv.planning import Workspace
 from autoconv.spec import ConvSpec, Op
 
@@ -50,7 +50,7 @@ class Kn2row(BlasImplementation):
 
     def prepare(self, spec: ConvSpec, config: Config, context: Context) -> Runner:
         """List the windows once."""
-        return with_threads(_Kn2rowRunner(spec), context.device)
+        return guarded(_Kn2rowRunner(spec), context.device)
 
 
 def _scratch_shapes(spec: ConvSpec) -> tuple[tuple[int, int], tuple[int, int]]:

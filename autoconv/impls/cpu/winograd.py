@@ -34,7 +34,7 @@ from autoconv.impls._tiles import (
     reversed_taps,
 )
 from autoconv.impls._winograd import Matrices, apply, largest, matrices
-from autoconv.impls.cpu._blas import BlasImplementation, gemm_s, with_threads
+from autoconv.impls.cpu._blas import BlasImplementation, gemm_s, guarded
 from autoconv.planning import BoundRunner, Runner, Workspace
 from autoconv.spec import ConvSpec, Op
 
@@ -96,7 +96,7 @@ class Winograd(BlasImplementation):
 
     def prepare(self, spec: ConvSpec, config: Config, context: Context) -> Runner:
         """Get the matrices."""
-        return with_threads(_WinogradRunner(spec, _m(config)), context.device)
+        return guarded(_WinogradRunner(spec, _m(config)), context.device)
 
 
 def _m(config: Config) -> int:

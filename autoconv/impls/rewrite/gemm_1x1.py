@@ -22,7 +22,7 @@ from autoconv.device import Device
 from autoconv.evidence import Config
 from autoconv.implementation import Context
 from autoconv.impls._tiles import aligned, as_layout, last_axes, tap_windows
-from autoconv.impls.cpu._blas import BlasImplementation, gemm_s, with_threads
+from autoconv.impls.cpu._blas import BlasImplementation, gemm_s, guarded
 from autoconv.planning import Runner, Workspace
 from autoconv.spec import ConvSpec, Op
 
@@ -65,7 +65,7 @@ class Gemm1x1(BlasImplementation):
 
     def prepare(self, spec: ConvSpec, config: Config, context: Context) -> Runner:
         """Work out which pixels the one tap reads."""
-        return with_threads(_Gemm1x1Runner(spec), context.device)
+        return guarded(_Gemm1x1Runner(spec), context.device)
 
 
 class _Inside:

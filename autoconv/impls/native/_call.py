@@ -1,0 +1,66 @@
+"""Calling a compiled kernel from Python: through a small extension where it can be built, else ctypes.
+
+Measured with three arrays: ctypes with `.ctypes.data` about 3.7 us, the extension 0.35 us. It is C
+against the stable ABI, compiled once per machine beside the kernels, so the package stays pure Python.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import sysconfig
+from collections.abc import Callable
+from functools import cache
+from importlib.machinery import ExtensionFileLoader
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from autoconv.arrays import Array
+from autoconv.impls.native import _compile
+
+__all__ = ["KernelCall", "kernel_call", "trampoline_problem"]
+
+KernelCall: TypeAlias = Callable[[Array, Array, Array, int], None]
+"""`(a, b, out, scratch_address)`; the GIL is released while it runs."""
+
+
+def kernel_call(library: ctypes.CDLL, symbol: str) -> KernelCall:
+    """A Python callable for `void symbol(const void *, const void *, void *, void *)` of `library`."""
+    function = getattr(library, symbol)
+    extension = _trampoline()
+    if not isinstance(extension, str):
+        made: KernelCall = extension.kernel(ctypes.cast(function, ctypes.c_void_p).value)
+        return made
+    function.argtypes = [ctypes.c_void_p] * 4
+    function.restype = None
+
+    def call(a: Array, b: Array, out: Array, scratch: int) -> None:
+        function(a.ctypes.data, b.ctypes.data, out.ctypes.data, scratch)
+
+    return call
+
+
+def trampoline_problem() -> str | None:
+    """Why calls go through ctypes on this machine, or None when they need not."""
+    found = _trampoline()
+    return found if isinstance(found, str) else None
+
+
+@cache
+def _trampoline() -> Any:
+    """The extension module, built if need be, or a sentence why it cannot be had."""
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    if not header.exists():
+        return f"Python's headers are missing ({header})"
+    text = Path(__file__).with_name("_trampoline.c").read_text()
+    source = f'#define AUTOCONV_PYTHON_H "{header}"\n{text}'
+    try:
+        path = _compile.build(source, openmp=False)
+        loader = ExtensionFileLoader("_autoconv_trampoline", str(path))
+        spec = importlib.util.spec_from_file_location("_autoconv_trampoline", path, loader=loader)
+        assert spec is not None
+        module = importlib.util.module_from_spec(spec)
+        loader.exec_module(module)
+    except (_compile.CompileError, ImportError) as error:
+        return str(error)
+    return module

@@ -1,0 +1,88 @@
+"""`native.depthwise`: one filter per channel, or m filters per channel, generated C.
+
+Source: the sliding window of window.c, and for large filters window_toom.c, which `native.direct` shares.
+Wins:   groups == channels, 3x3 to 31x31, both memory formats: lanes lie along the image's width, or across
+        neighbouring channels (channels-last without moving data; channels-first by a transposing copy, which pays
+        for large filters on narrow images).  Loses: nothing else here is made for these shapes.
+Error:  as `native.direct`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from autoconv.impls.native._c import ITEM_BYTES
+from autoconv.impls.native._family import NativeFamily, Tunables
+from autoconv.impls.native._forward import Forward, as_forward
+from autoconv.impls.native._window import Toom, Window, blockings
+from autoconv.impls.native.direct import toom_refusal, window_of
+from autoconv.spec import ConvSpec, Op
+
+__all__ = ["Depthwise"]
+
+UNROLLED_TAPS = 5  # as for `native.direct`
+
+
+class Depthwise(NativeFamily):
+    """The sliding window, every input channel a group of its own."""
+
+    name = "native.depthwise"
+    version = 1
+    ops = frozenset({Op.FPROP, Op.DGRAD})
+    ranks = frozenset({1, 2})
+
+    def refusal(self, spec: ConvSpec, tunables: Tunables | None) -> str | None:
+        if spec.groups != spec.in_channels:
+            return f"needs one group per input channel, got {spec.groups} groups of {spec.in_channels} channels"
+        if spec.op == "dgrad" and set(spec.stride) != {1}:
+            return f"dgrad needs stride 1, got {spec.stride}"
+        if min(spec.batch, *spec.output_spatial, *spec.in_spatial) < 1:
+            return "needs a non-empty problem"
+        if not tunables:
+            return None
+        if tunables["across"] and spec.out_channels != spec.in_channels:
+            return f"lanes across channels need one filter per channel, got {spec.out_channels // spec.in_channels}"
+        filters = as_forward(spec).out_channels
+        if filters % tunables["filters"]:
+            return f"filters must divide the filters per channel: {filters} % {tunables['filters']}"
+        if tunables["across"] and tunables["parts"] > 1:
+            return "parts need lanes along the width"
+        return toom_refusal(spec, tunables["parts"])
+
+    def tunables(self, spec: ConvSpec, threads: int, vector_bytes: int) -> Sequence[Tunables]:
+        forward = as_forward(spec)
+        found: list[tuple[float, Tunables]] = []
+        for parts, across in ((1, False), (1, True), (2, False), (3, False)):
+            if toom_refusal(spec, parts) or (across and spec.out_channels != spec.in_channels):
+                continue
+            ranked = blockings(forward, ITEM_BYTES[spec.dtype], vector_bytes, threads, across, parts)
+            moving = _moving(spec, forward, across)
+            for speed, block in ranked[:3]:
+                shape = {"across": across, "parts": parts, "unrolled": forward.kernel[2] <= UNROLLED_TAPS and parts == 1}
+                found.append((speed / moving, shape | block))
+        found.sort(key=lambda pair: -pair[0])
+        return [tunables for speed, tunables in found if speed > 0.4 * found[0][0]][:6]
+
+    def source(self, spec: ConvSpec, tunables: Tunables, threads: int, vector_bytes: int) -> str:
+        return _window(spec, tunables, threads, vector_bytes).source()
+
+    def scratch_bytes(self, spec: ConvSpec, tunables: Tunables, threads: int, vector_bytes: int) -> int:
+        return _window(spec, tunables, threads, vector_bytes).workspace_bytes
+
+    def packed_bytes(self, spec: ConvSpec, tunables: Tunables, threads: int, vector_bytes: int) -> int:
+        return _window(spec, tunables, threads, vector_bytes).packed_bytes
+
+    def seconds(self, spec: ConvSpec, tunables: Tunables, threads: int, vector_bytes: int) -> float:
+        seconds = _window(spec, tunables, threads, vector_bytes).seconds(90.0)
+        return seconds * _moving(spec, as_forward(spec), tunables["across"])
+
+
+def _moving(spec: ConvSpec, forward: Forward, across: bool) -> float:
+    """How much longer copies make it: channels-first data is transposed for lanes across channels, and conversely."""
+    cycles_per_element = 2.0 if across != (spec.layout == "nhwc") else 0.25
+    return 1 + cycles_per_element / (forward.taps * forward.out_channels / 32)
+
+
+def _window(spec: ConvSpec, tunables: Tunables, threads: int, vector_bytes: int) -> Window | Toom:
+    across, unrolled = tunables["across"], tunables["unrolled"]
+    return window_of(spec, tunables, tunables["parts"], unrolled, across, threads, vector_bytes)

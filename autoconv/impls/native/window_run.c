@@ -1,0 +1,132 @@
+/* Staging and tasks of the sliding window (window.c), when it takes the taps as they are. */
+#if LANES_ARE_CHANNELS
+
+/* STAGE_H rows from h0 on of `channels` channels, zero outside the image and beyond the channels. */
+static void stage_rows(T *stage, const T *x, int h0, int channels)
+{
+    for (int i = 0; i < STAGE_H; i++) {
+        int h = h0 + i;
+        T *row = stage + (long)i * ROW_T;
+        int begin = PL < 0 ? 0 : PL < STAGE_W ? PL : STAGE_W, end = W + PL < STAGE_W ? W + PL : STAGE_W;
+        if (h < 0 || h >= H || end <= begin)
+            begin = end = STAGE_W;
+        for (int j = 0; j < begin * VW; j++)
+            row[j] = 0;
+        const T *from = x + (long)h * X_H - (long)PL * X_W;
+        if (X_C == 1 && channels == VW)
+            for (int j = begin; j < end; j++)
+                store(row + j * VW, load(from + (long)j * X_W));
+        else
+            for (int j = begin; j < end; j++)
+                for (int lane = 0; lane < VW; lane++)
+                    row[j * VW + lane] = lane < channels ? from[j * X_W + lane * X_C] : 0;
+        for (int j = end * VW; j < ROW_T; j++)
+            row[j] = 0;
+    }
+}
+
+/* A finished strip whose lanes are not whole vectors of y leaves scratch. */
+static void unstage(T *y, const T *out, int rows, int channels)
+{
+    for (int p = 0; p < rows; p++)
+        for (int lane = 0; lane < channels; lane++)
+            for (int q = 0; q < Q; q++)
+                y[(long)p * Y_H + q * Y_W + (long)lane * Y_C] = out[((long)p * Q + q) * VW + lane];
+}
+
+#else
+
+/* One input row, split into SW phases so that neighbouring outputs find neighbouring inputs. */
+static void stage_row(T *stage, const T *x)
+{
+    for (int phase = 0; phase < SW; phase++) {
+        T *row = stage + phase * STAGE_W;
+        int begin = CEIL_DIV(PL > phase ? PL - phase : 0, SW), end = CEIL_DIV(W + PL > phase ? W + PL - phase : 0, SW);
+        if (end > STAGE_W)
+            end = STAGE_W;
+        if (!x || end <= begin)
+            begin = end = STAGE_W;
+        for (int i = 0; i < begin; i++)
+            row[i] = 0;
+        for (int i = begin; i < end; i++)
+            row[i] = x[(long)(i * SW + phase - PL) * X_W];
+        for (int i = end; i < STAGE_W; i++)
+            row[i] = 0;
+    }
+}
+
+#endif
+
+#if PACKED_T
+/* [channel block][tap][lane]; lanes beyond the channels are zero. */
+void pack(const T *w, T *packed)
+{
+    for (int g0 = 0; g0 < GROUPS; g0 += VW)
+        for (int r = 0; r < R; r++)
+            for (int s = 0; s < S; s++)
+                for (int lane = 0; lane < VW; lane++)
+                    packed[g0 * R * S + (r * S + s) * VW + lane] =
+                        g0 + lane < GROUPS ? w[W_BASE + (long)(g0 + lane) * W_G + r * W_R + s * W_S] : 0;
+}
+#endif
+
+#define STRIPS CEIL_DIV(P, STRIP)
+#define IMAGES CEIL_DIV(N, NB)
+
+#if LANES_ARE_CHANNELS
+
+static void one_task(const T *x, const T *w, T *y, T *scratch, int task)
+{
+    int p0 = task % STRIPS * STRIP, g0 = task / STRIPS % CEIL_DIV(GROUPS, VW) * VW, n = task / STRIPS / CEIL_DIV(GROUPS, VW);
+    int rows = P - p0 < STRIP ? P - p0 : STRIP, channels = GROUPS - g0 < VW ? GROUPS - g0 : VW;
+    int whole = Y_C == 1 && channels == VW;
+    long y_row = whole ? Y_H : Q * VW, y_column = whole ? Y_W : VW;
+    y += (long)n * Y_N + (long)g0 * Y_C + (long)p0 * Y_H;
+    T *out = whole ? y : scratch + IMAGE_T;
+    stage_rows(scratch, x + (long)n * X_N + (long)g0 * X_C, p0 * SH - PT, channels);
+    for (int residue = 0; residue < ROW_STEP; residue++)
+        for (int p = residue; p < rows; p += RB * ROW_STEP)
+            for (int q = 0; q < Q; q += CB)
+                block(scratch + (long)p * SH * ROW_T + q * SW * VW, w + (long)g0 * R * S,
+                      out + p * y_row + q * y_column, y_row, y_column, find_inside(p0 + p, q), 1,
+                      CEIL_DIV(rows - p, ROW_STEP), Q - q);
+    if (!whole)
+        unstage(y, out, rows, channels);
+}
+#define TASKS (STRIPS * CEIL_DIV(GROUPS, VW) * N)
+
+#else
+
+static void one_task(const T *x, const T *w, T *y, T *scratch, int task)
+{
+    int p0 = task % STRIPS * STRIP, g = task / STRIPS % GROUPS, n = task / STRIPS / GROUPS * NB;
+    int rows = P - p0 < STRIP ? P - p0 : STRIP, images = N - n < NB ? N - n : NB;
+    for (int i = 0; i < images * CG; i++)
+        for (int j = 0; j < STAGE_H; j++) {
+            int h = p0 * SH - PT + j;
+            const T *plane = x + (long)(n + i / CG) * X_N + (long)(g * CG + i % CG) * X_C;
+            stage_row(scratch + ((long)i * STAGE_H + j) * ROW_T, h < 0 || h >= H ? 0 : plane + (long)h * X_H);
+        }
+    y += (long)n * Y_N + (long)g * KG * Y_C + (long)p0 * Y_H;
+    for (int residue = 0; residue < ROW_STEP; residue++)
+        for (int p = residue; p < rows; p += RB * ROW_STEP)
+            for (int k = 0; k < KG; k += KB)
+                for (int q = 0; q < Q; q += CB * VW)
+                    block(scratch + (long)p * SH * ROW_T + q, w + W_BASE + (long)g * W_G + (long)k * W_K,
+                          y + (long)p * Y_H + (long)k * Y_C + (long)q * Y_W, Y_H, Y_W, find_inside(p0 + p, q),
+                          images, CEIL_DIV(rows - p, ROW_STEP), Q - q);
+}
+#define TASKS (STRIPS * GROUPS * IMAGES)
+
+#endif
+
+void run(const T *x, const T *w, T *y, char *workspace)
+{
+    OMP(parallel num_threads(THREADS))
+    {
+        T *scratch = (T *)(workspace + thread_number() * SCRATCH_BYTES);
+        OMP(for schedule(dynamic))
+        for (int task = 0; task < TASKS; task++)
+            one_task(x, w, y, scratch, task);
+    }
+}
