@@ -5,6 +5,7 @@ The answer is kept per scope (one value of the settings), so a repeated call is 
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,17 @@ __all__ = ["current_store", "make_tuner", "plan_for", "recall", "untuned_order",
 _stores: dict[str | None, Store] = {}
 _locks: dict[Any, threading.Lock] = {}
 _guard = threading.Lock()
+
+
+def _after_fork() -> None:
+    """A lock that another thread held at the fork would never be released in the child."""
+    global _guard
+    _guard = threading.Lock()
+    _locks.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def current_store() -> Store:

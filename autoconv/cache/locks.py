@@ -7,7 +7,6 @@ systems) the lock still holds within the process: a disturbed measurement is bet
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 import threading
@@ -28,6 +27,8 @@ _guard = threading.Lock()
 
 def measuring_lock(beside: Path | None, device: str) -> FileLock:
     """The lock of `device` for the database at `beside`; None: within this process only."""
+    import hashlib  # loads OpenSSL, which a mere look-up need not
+
     digest = hashlib.blake2b(device.encode("utf-8", "replace"), digest_size=6).hexdigest()
     path = None if beside is None else beside.with_name(f"{beside.name}.{digest}.lock")
     return _shared(path, f"memory {device}" if path is None else str(path))

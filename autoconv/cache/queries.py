@@ -26,7 +26,7 @@ def _same(table: Any, spec: str, device: str) -> Any:
 def rows(connection: Connection, spec: str, device: str) -> tuple[list[Measurement], list[str]]:
     """As `reader.read`, for any database."""
     wanted = select(*_ROW).select_from(measurement).where(_same(measurement, spec, device)).order_by(measurement.c.id)
-    return decode_all(map(tuple, connection.execute(wanted)))
+    return decode_all(map(tuple, connection.execute(wanted)), spec, device)
 
 
 def add(connection: Connection, new: Sequence[Measurement]) -> None:
@@ -82,7 +82,7 @@ def history(connection: Connection, spec: str) -> tuple[list[Measurement], list[
     """Every row of `spec` on every device, oldest first."""
     wanted = select(*_ROW).select_from(measurement).where(measurement.c.spec == spec)
     wanted = wanted.order_by(measurement.c.measured_at, measurement.c.id)
-    return decode_all(map(tuple, connection.execute(wanted)))
+    return decode_all(map(tuple, connection.execute(wanted)), spec, None)
 
 
 def forget(connection: Connection, spec: str, device: str | None) -> int:

@@ -33,15 +33,18 @@ def read(path: Path, spec: str, device: str) -> tuple[list[Measurement], list[st
     with closing(connect(path)) as connection:
         if schema_version(connection, path) < OLDEST_READABLE:
             return [], []
-        return decode_all(connection.execute(SELECT, (spec, device)))
+        return decode_all(connection.execute(SELECT, (spec, device)), spec, device)
 
 
-def decode_all(rows: Iterable[Sequence[Any]]) -> tuple[list[Measurement], list[str]]:
-    """Measurements of the rows that can be read, and for each of the others what is wrong with it."""
+def decode_all(rows: Iterable[Sequence[Any]], spec: str, device: str | None) -> tuple[list[Measurement], list[str]]:
+    """Measurements of the rows of `spec` (on `device`) that can be read, and what is wrong with each other one."""
     found, faults = [], []
     for row in rows:
         try:
-            found.append(decode(row))
+            measurement = decode(row)
+            if measurement.spec != spec or device not in (None, measurement.device):
+                raise ValueError(f"it is about {measurement.spec!r} on {measurement.device!r}")  # a damaged index
+            found.append(measurement)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             faults.append(f"{type(error).__name__}: {error}")
     return found, faults

@@ -67,7 +67,7 @@ def start_python(script: str, *arguments: object, **options: Any) -> subprocess.
 
 def finish(process: subprocess.Popen[str]) -> str:
     """What the process wrote; fails with its error output unless it ended well."""
-    out, error = process.communicate(timeout=60)
+    out, error = process.communicate(timeout=120)
     assert process.returncode == 0, error
     return out
 

@@ -32,8 +32,8 @@ def test_eight_processes_add_overlapping_specs_at_once(tmp_path: Path) -> None:
         store = open_store(path)
         print("ready", flush=True)
         sys.stdin.readline()
-        for turn in range(12):
-            for spec in (f"spec {turn}", f"spec {(turn + me) % 12}"):
+        for turn in range(6):
+            for spec in (f"spec {turn}", f"spec {(turn + me) % 6}"):
                 store.miss(spec, DEVICE, "asked")
                 store.rows(spec, DEVICE)
                 store.add([candidate(f"impl.{n}", spec=spec, race=f"{me}.{turn}") for n in range(3)])
@@ -55,8 +55,8 @@ def test_eight_processes_add_overlapping_specs_at_once(tmp_path: Path) -> None:
     found = Counter((each.spec, each.race) for spec, device in store.all_specs() for each in store.rows(spec, device))
     expected: Counter[tuple[str, str]] = Counter()
     for me in range(8):
-        for turn in range(12):
-            for spec in (f"spec {turn}", f"spec {(turn + me) % 12}"):
+        for turn in range(6):
+            for spec in (f"spec {turn}", f"spec {(turn + me) % 6}"):
                 expected[spec, f"{me}.{turn}"] += 3
     assert found == expected
     assert store.misses() == []  # each was settled by an add that followed it

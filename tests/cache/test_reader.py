@@ -115,6 +115,14 @@ def test_the_journal_of_a_killed_writer_is_undone(tmp_path: Path) -> None:
     assert store.misses() == []
 
 
+@pytest.mark.parametrize("log", ["-wal", "-journal"])
+def test_a_file_whose_log_holds_something_is_never_read_without_it(tmp_path: Path, log: str) -> None:
+    path = tmp_path / "m.sqlite"
+    assert "mode=ro&immutable=1" in reader._ways(path, 4096)
+    path.with_name(path.name + log).write_bytes(b"committed or to be undone")
+    assert "mode=ro&immutable=1" not in reader._ways(path, 4096)
+
+
 def test_unreadable_rows_are_left_out_with_one_warning(tmp_path: Path) -> None:
     path = tmp_path / "m.sqlite"
     store = open_store(str(path))

@@ -145,6 +145,7 @@ def test_the_last_race_tells_whether_it_was_cut_short() -> None:
     first = [candidate("a.b", race="1"), candidate("c.d", race="1", status="partial")]
     assert cut_short(first)
     assert not cut_short([*first, candidate("c.d", race="2")])
+    assert not cut_short([*first, candidate("e.f", race="2")])  # the next race was free to leave it out
     assert cut_short([candidate("c.d", race="0"), *first])
     assert not cut_short([candidate("a.b", race="", status="partial"), candidate("a.b", race="")])
     assert not cut_short([])

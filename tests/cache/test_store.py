@@ -205,6 +205,7 @@ def test_rows_on_their_way_from_memory_to_the_file_are_never_out_of_sight(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = SqlStore(tmp_path / "m.sqlite")
+    store.add([row(spec=OTHER_SPEC)])
     store._quiet_until["written"] = time.monotonic() + 60
     store.add([row()])
     usual = store._read_rows
