@@ -132,6 +132,8 @@ def _compiler() -> dict[str, Any]:
 
 def _cache(faults: list[str]) -> dict[str, Any]:
     facts = cast("_Described", dispatch.current_store()).describe()
+    if facts.get("integrity", "ok") not in ("ok", None):
+        faults.append(f"the cache is damaged, rows may be hidden: {facts['integrity']}")
     if facts.get("degraded"):
         faults.append(f"the cache cannot be used, measurements are kept in memory only: {facts['degraded']}")
     if facts.get("permissions_loose"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
-from math import prod, sqrt
+from math import log2, prod, sqrt
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,8 @@ from autoconv.spec import ConvSpec, Op
 __all__ = ["Axis", "Cut", "SpectralRunner", "estimate_s", "workspace_bytes"]
 
 BLOCK_BYTES = 8 << 20  # spectra of one block of boxes: what a shared cache holds, unless the filters' are larger
-LINE_S = {"numpy": 1.15e-9, "scipy": 0.55e-9}  # per element, axis and halving of the size; one thread
+ELEMENT_S = {"numpy": 0.55e-9, "scipy": 0.5e-9}  # per element of a box and halving of its size; one thread
+LINE_S = {"numpy": 0.17e-6, "scipy": 0.02e-6}  # one line along one axis
 BOX_S = 12e-6  # cutting one box and putting its result back
 COPY_S = 1.0e-9  # per element cut or put back
 CALL_S = {"numpy": 90e-6, "scipy": 160e-6}  # views and library calls of one block
@@ -137,10 +138,11 @@ def estimate_s(spec: ConvSpec, device: Device, cut: Cut, library: str) -> float:
         return CALL_S[library]
     layout = _Layout(spec, cut)
     box, count = prod(cut.sizes), max(1, spec.batch) * cut.boxes
-    halvings = sum(np.log2(max(size, 2)) for size in cut.sizes)
+    halvings = sum(log2(max(size, 2)) * spectra.awkwardness(size) for size in cut.sizes)
     channels = count * (layout.into + layout.outof)
     filters = 0 if spec.fixed else spec.out_channels * spec.filter_shape[1]
-    lines = (channels + filters * 0.7) * box * halvings * LINE_S[library]
+    per_box = box * halvings * ELEMENT_S[library] + sum(box / size for size in cut.sizes) * LINE_S[library] * 0.6
+    lines = (channels + filters * 0.7) * per_box
     if library == "scipy":
         lines /= min(device.threads, 8) ** 0.8
     copies = channels * box * COPY_S * (1 if cut.whole else 2)

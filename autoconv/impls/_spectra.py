@@ -30,6 +30,7 @@ __all__ = [
     "COMPLEX",
     "Library",
     "Product",
+    "awkwardness",
     "fast_size",
     "filter_extents",
     "half_shape",
@@ -61,6 +62,15 @@ def fast_size(minimum: int, *, even: bool = False) -> int:
             three *= 3
         five *= 5
     return best
+
+
+def awkwardness(size: int) -> float:
+    """How many times as long as a fast size's a transform takes: 1 for 2^a 3^b 5^c, up to 4 for large primes."""
+    rest = size
+    for prime in (2, 3, 5):
+        while rest % prime == 0:
+            rest //= prime
+    return min(1.0 + 0.06 * (rest - 1), 4.0)
 
 
 def half_shape(sizes: Sequence[int]) -> tuple[int, ...]:

@@ -181,11 +181,28 @@ def test_limits_come_before_speed() -> None:
         (Limits(prefer=("z",)), {"name": "z.z", "deterministic": False}, {"name": "a.a"}),
         (Limits(prefer=("tag", "a")), {"name": "z.z", "tags": ("tag",)}, {"name": "a.a"}),
         (FREE, {"name": "z.z"}, {"name": "a.a", "deterministic": False}),
-        (FREE, {"name": "z.z", "workspace_bytes": 1}, {"name": "a.a", "workspace_bytes": 2}),
+        (
+            FREE,
+            {"name": "z.z", "workspace_bytes": 9, "error": 1e-6},
+            {"name": "a.a", "deterministic": False, "error": 0.0},
+        ),
+        (
+            FREE,
+            {"name": "z.z", "workspace_bytes": 1, "error": 1e-6},
+            {"name": "a.a", "workspace_bytes": 2, "error": 0.0},
+        ),
         (FREE, {"name": "z.z", "error": 1e-7}, {"name": "a.a", "error": 1e-6}),
         (FREE, {"name": "a.a"}, {"name": "z.z"}),
     ],
-    ids=["preference", "preferred tag", "determinism", "workspace", "error", "id"],
+    ids=[
+        "preference",
+        "preferred tag",
+        "determinism",
+        "determinism before workspace",
+        "workspace before error",
+        "error",
+        "id",
+    ],
 )
 def test_ties_break_in_order(limits: Limits, first: dict[str, Any], second: dict[str, Any]) -> None:
     gap = 1 + TIE_GAP / 2

@@ -44,10 +44,11 @@ from autoconv.spec import ConvSpec, Op
 
 BAND_BYTES = 1 << 20  # a matrix of this size still sits in a core's cache when it is multiplied
 ENOUGH_COLUMNS = 1024  # a product this wide runs at full speed
-COPY_S = {"nchw": 0.45e-9, "nhwc": 0.25e-9}  # per element of the matrix, written once
+COPY_S = 0.6e-9  # per element of the matrix, written once in long runs
+SHORT_RUN = 6.0  # elements whose copying costs as much as beginning a run
 ADD_S = 0.9e-9  # per element of the matrix added back, in dgrad
 TAP_S = 6e-6  # one strided addition of nothing
-BLOCK_S = 20e-6  # views and calls of one block
+BLOCK_S = 40e-6  # views and calls of one block
 
 
 class Im2col(BlasImplementation):
@@ -82,7 +83,8 @@ class Im2col(BlasImplementation):
         block = sizes.images * sizes.rows * (positions // spec.output_spatial[0])
         count = -(-max(spec.batch, 1) // sizes.images) * -(-spec.output_spatial[0] // sizes.rows)
         elements = depth * spec.groups * positions * spec.batch
-        move = elements * COPY_S[spec.layout]
+        run = spec.in_channels // spec.groups if sizes.last else spec.output_spatial[-1]
+        move = elements * COPY_S * (1.0 + SHORT_RUN / run)
         if spec.op is Op.DGRAD:
             move += elements * ADD_S + count * prod(spec.kernel) * TAP_S
         edges = {

@@ -41,7 +41,8 @@ from autoconv.spec import ConvSpec, Op
 TILES = (4, 2, 6)
 BLOCK_BYTES = 4 << 20  # tiles in the transformed domain that are worked on at a time
 GATHER_S = {"nchw": 1.3e-9, "nhwc": 0.5e-9}  # per element brought into or out of the order of tiles
-BLOCK_S = 60e-6  # views and calls of one block
+BLOCK_S = 70e-6  # views and calls of one block
+PLACE_S = 1.5e-6  # one of the places within a tile, written back for all tiles at once
 
 
 class Winograd(BlasImplementation):
@@ -92,7 +93,7 @@ class Winograd(BlasImplementation):
         if not spec.fixed:
             transforms += rank * gemm_s(n, r, points // n * outof * into // groups, 1, spec, device)
         moved = tiles * (into * points + outof * prod((m,) * rank)) * GATHER_S[spec.layout]
-        return products + transforms + moved + count * BLOCK_S
+        return products + transforms + moved + count * (BLOCK_S + prod((m,) * rank) * PLACE_S)
 
     def prepare(self, spec: ConvSpec, config: Config, context: Context) -> Runner:
         """Get the matrices."""
