@@ -432,7 +432,8 @@ def tune(
     specs : ConvSpec, text, or an iterable of them
     device : None or "cpu"
     budget_s : float, optional
-        Seconds for all specs together; by default `settings.tune_budget_s` for each.
+        Seconds for all specs together; by default ten times `settings.tune_budget_s`, which is what a call
+        may wait for, for each.
     progress : bool
         Show a progress bar on standard error.
     retune : bool
@@ -460,9 +461,7 @@ def tune(
     failure: NoImplementation | None = None
     with Progress(len(problems), enabled=progress) as bar:
         for done, spec in enumerate(problems):
-            share = settings.tune_budget_s
-            if deadline is not None:
-                share = max((deadline - time.perf_counter()) / (len(problems) - done), MIN_SHARE_S)
+            share = budget_share(settings, deadline, len(problems) - done)
             bar.start(str(spec))
             try:
                 result = tuner.tune(
@@ -481,6 +480,14 @@ def tune(
 
 
 MIN_SHARE_S = 1e-3  # what a spec gets when the common budget is spent: its untuned default is still measured
+PATIENCE = 10.0  # times what a race inside a call may take: whoever tunes beforehand wants it settled
+
+
+def budget_share(settings: options.Settings, deadline: float | None, left: int) -> float:
+    """Seconds for the next of `left` specs: its part of what remains until `deadline` (of `time.perf_counter`)."""
+    if deadline is None:
+        return PATIENCE * settings.tune_budget_s
+    return max((deadline - time.perf_counter()) / left, MIN_SHARE_S)
 
 
 def _announce(result: TuningResult, settings: options.Settings) -> None:

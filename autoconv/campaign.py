@@ -10,13 +10,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from math import prod
 from typing import TYPE_CHECKING
 
 from autoconv import api, options
 from autoconv.errors import AutoconvError
 from autoconv.progress import Progress
-from autoconv.spec import ConvSpec
 from autoconv.verbose import format_time
 from autoconv.workloads import Entry
 
@@ -46,7 +44,7 @@ def run(
     retune: bool = False,
     say: Callable[[str], None],
 ) -> Campaign:
-    """Tune `entries` in order; `budget_s` is for all together, by default `settings.tune_budget_s` for each.
+    """Tune `entries` in order; `budget_s` is for all together; see `api.tune`.
 
     A terminal on standard error gets a progress bar, anything else a line per spec through `say`.
     Ctrl-C ends the campaign, which then says `interrupted`.
@@ -58,9 +56,7 @@ def run(
     with Progress(len(entries), enabled=terminal) as bar:
         try:
             for done, entry in enumerate(entries):
-                share = settings.tune_budget_s
-                if deadline is not None:
-                    share = max((deadline - time.perf_counter()) / (len(entries) - done), api.MIN_SHARE_S)
+                share = api.budget_share(settings, deadline, len(entries) - done)
                 title = entry.name or str(entry.spec)
                 watch = _watch(bar, title, deadline or time.perf_counter() + share)
                 outcome = _tune(campaign, entry, device, share, retune, watch)
@@ -75,7 +71,6 @@ def run(
 def _tune(campaign: Campaign, entry: Entry, device: str | None, budget_s: float, retune: bool, watch: _Watch) -> str:
     """Tune one entry into `campaign`; gives a line on how it went."""
     try:
-        _check_addressable(entry.spec)
         (result,) = api.tune([entry.spec], device, budget_s=budget_s, retune=retune, watch=watch)
     except (AutoconvError, MemoryError) as error:
         reason = str(error) or "out of memory"
@@ -83,13 +78,6 @@ def _tune(campaign: Campaign, entry: Entry, device: str | None, budget_s: float,
         return f"failed: {reason.splitlines()[0]}"
     campaign.results.append((entry, result))
     return _outcome(result)
-
-
-def _check_addressable(spec: ConvSpec) -> None:
-    """NumPy's word for an array beyond the address space is a bare `ValueError`."""
-    needed = spec.itemsize * max(prod(shape) for shape in (*spec.operand_shapes, spec.result_shape))
-    if needed > sys.maxsize:
-        raise MemoryError(f"an array of {needed:.3g} bytes is more than this machine can address")
 
 
 def _watch(bar: Progress, title: str, deadline: float) -> _Watch:
