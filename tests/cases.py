@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from autoconv import testing
+from autoconv.device import cpu
+from autoconv.registry import default_registry
 from autoconv.testing import EDGE, SMOKE
 
-__all__ = ["EDGE", "NETWORKS", "REGRESSION", "SMOKE"]
+__all__ = ["COMPILED", "EDGE", "NETWORKS", "REGRESSION", "SMOKE", "refusal"]
+
+COMPILED = (
+    "plain", "strided", "image", "sizeable", "padded_beyond_kernel", "stride_skips_pixels", "dilated_strided",
+    "depthwise", "depthwise_strided", "many_channels", "many_filters", "tile_seams", "double_strided", "thin_image",
+    "fixed", "no_batch",
+)  # fmt: skip
+"""What generated kernels are tried on: each spec and config costs a run of the compiler."""
 
 REGRESSION: dict[str, str] = {
     # one for every bug that got past the other cases, named after what went wrong
@@ -35,3 +47,21 @@ NETWORKS: dict[str, str] = {
     "image.blur": "fprop n3c1 32x27 k1 9x9 p4 conv",
     "image.gabor_bank": "fprop n1c1 40x33 k6 11x11 conv",
 }
+
+
+def refusal(name: str, case: str, text: str, checks: Sequence[str]) -> str | None:
+    """Check an implementation on the problems of a case; a reason when it refuses all of them.
+
+    Where every config costs a compilation, one config per problem is tried, each in its turn.
+    """
+    one = default_registry().get(name)
+    if one.compiled and case not in COMPILED:
+        return "compiled: tried on fewer cases"
+    refusals = []
+    for number, spec in enumerate(testing.problems(text)):
+        configs = None
+        if one.compiled and one.why_not(spec, cpu()) is None:
+            offered = one.configs(spec, cpu())
+            configs = [offered[number % len(offered)]]
+        refusals.append(testing.check_case(one, spec, checks=checks, configs=configs))
+    return None if None in refusals else refusals[0]

@@ -55,13 +55,20 @@ def _scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("autoconv")
 
 
+@pytest.fixture(scope="session")
+def _user_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The user's cache directory for this run; parallel workers share it, so that nothing is compiled twice."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "user-cache"
+
+
 @pytest.fixture(autouse=True)
-def _own_world(_scratch: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _own_world(_scratch: Path, _user_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Default settings, an empty cache of its own, and the user's cache directory out of reach."""
     for name in [name for name in os.environ if name.startswith("AUTOCONV_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AUTOCONV_CACHE", str(_scratch / f"{next(_number)}.sqlite"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(_scratch / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(_user_cache))
     monkeypatch.setattr(options, "_default", None)
     options.forget_calls()
     yield

@@ -12,6 +12,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+import autoconv
+from autoconv.impls import BUILTIN
+
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
 
@@ -20,6 +23,7 @@ RUNS = {  # file -> (arguments, what it prints)
     "tune_a_network.py": (["net.txt", "1"], "planned, packed and run"),
     "own_implementation.py": ([], "example.separable"),
 }
+COMPILED = "native" if any(name.startswith("native.") for name in BUILTIN) else ""  # seconds of compiling
 NETWORK = "stem fprop n1c3 32x32 k8 3x3 p1\nbody fprop n1c8 32x32 k8 3x3 p1  # x4\n"
 
 
@@ -28,6 +32,7 @@ def run(name: str, arguments: list[str], folder: Path) -> subprocess.CompletedPr
         **os.environ,
         "AUTOCONV_CACHE": str(folder / "store.sqlite"),
         "AUTOCONV_TUNE_BUDGET_S": "0.1",
+        "AUTOCONV_EXCLUDE": COMPILED,
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         "PYTHONWARNINGS": "error",
     }
@@ -49,7 +54,7 @@ def test_runs(name: str, tmp_path: Path) -> None:
 def test_a_second_run_remembers(tmp_path: Path) -> None:
     (tmp_path / "net.txt").write_text(NETWORK, encoding="utf-8")
     for expected in ("measured", "remembered"):
-        done = run("tune_a_network.py", ["net.txt", "30"], tmp_path)
+        done = run("tune_a_network.py", ["net.txt", "4"], tmp_path)
         assert expected in done.stdout, done.stdout + done.stderr
 
 
@@ -61,7 +66,9 @@ def test_the_demo_filters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert whole.shape[:2] == (3, 1)
     assert 0 <= whole.min() < whole.max() <= 1
     monkeypatch.setattr(demo, "photograph", lambda: np.ascontiguousarray(whole[:, :, 100:164, 100:180]))
-    monkeypatch.setattr(demo, "BUDGET_S", 0.5, raising=False)
+    monkeypatch.setenv("AUTOCONV_EXCLUDE", COMPILED)
+    tune = autoconv.tune
+    monkeypatch.setattr(autoconv, "tune", lambda spec, **_: tune(spec, budget_s=0.5))
     demo.main(tmp_path)
     printed = capsys.readouterr().out
     assert printed.count("decision: ") == 3

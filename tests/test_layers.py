@@ -182,3 +182,9 @@ def test_a_remembered_call_loads_neither_sqlalchemy_nor_scipy(tmp_path: Path) ->
     call = "autoconv.settings.set_default(on_miss='error')"
     second = loaded(program.format(call=call, source="cache"), **cache)
     assert not second & {"sqlalchemy", "scipy", "torch", "onnxruntime", "rich", "click", "autoconv.tuner"}
+
+
+def test_the_suite_needs_neither_pytest_nor_hypothesis() -> None:
+    modules = loaded("import autoconv.testing; autoconv.testing.check_case")
+    assert "autoconv.testing.conformance" in modules
+    assert not modules & {"pytest", "hypothesis", "scipy", "sqlalchemy"}

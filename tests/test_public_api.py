@@ -7,7 +7,7 @@ import importlib
 import inspect
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,12 @@ from autoconv import (
     settings,
     testing,
 )
+from autoconv.arrays import is_dense
 from autoconv.cache import MemoryStore
+from autoconv.evidence import Config
+from autoconv.implementation import Context
 from autoconv.impls.cpu.direct import Direct
+from autoconv.planning import Runner, Workspace
 from autoconv.registry import default_registry
 
 X = np.arange(2 * 3 * 6 * 7, dtype=np.float64).reshape(2, 3, 6, 7)
@@ -183,6 +187,90 @@ def test_a_repeated_call_sees_its_own_operands() -> None:
     assert np.allclose(autoconv.conv2d(X, w, filter_flip=False), 2 * autoconv.conv2d(X, W, filter_flip=False))
     with settings(require=("numpy.direct",)):
         assert np.allclose(autoconv.conv2d(X, w), 2 * first)
+
+
+class Strict(Direct):
+    """Direct, but its runner insists on all that runners are promised."""
+
+    name = "test.strict"
+
+    def estimate_s(self, *arguments: Any) -> float:
+        return 1e-12
+
+    def prepare(self, spec: autoconv.ConvSpec, config: Config, context: Context) -> Runner:
+        return StrictRunner(spec, super().prepare(spec, config, context))
+
+
+class StrictRunner(Runner):
+    def __init__(self, spec: autoconv.ConvSpec, inner: Runner) -> None:
+        self.spec, self.inner = spec, inner
+
+    def __call__(self, a: Any, b: Any, out: Any, workspace: Workspace) -> None:
+        spec = self.spec
+        layouts = [spec.layout, "nchw", spec.layout]
+        if spec.op is autoconv.Op.WGRAD:
+            layouts = [spec.layout, spec.layout, "nchw"]
+        shapes = (*spec.operand_shapes, spec.result_shape)
+        for array, shape, layout in zip((a, b, out), shapes, layouts, strict=True):
+            assert array.shape == shape
+            assert array.size
+            assert array.dtype == spec.np_dtype
+            assert array.dtype.isnative
+            assert array.flags.aligned
+            assert is_dense(array, layout)
+        assert out.flags.writeable
+        assert not np.may_share_memory(out, a)
+        assert not np.may_share_memory(out, b)
+        self.inner(a, b, out, workspace)
+
+
+@pytest.fixture
+def _strict() -> Iterator[None]:
+    autoconv.register(Strict())
+    yield
+    default_registry().unregister("test.strict")
+
+
+@pytest.mark.usefixtures("_strict")
+@pytest.mark.parametrize("op", autoconv.Op)
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+def test_runners_get_what_they_are_promised(op: autoconv.Op, layout: str) -> None:
+    """Whatever memory callers bring, on the first call and on the later, shorter ones."""
+    rng = np.random.default_rng(0)
+    spec = autoconv.ConvSpec.parse(f"{op} n2c3 6x6 k3 3x3 p1 {layout} f64")
+    (first, second), shape = spec.operand_shapes, spec.result_shape
+    call = {
+        autoconv.Op.FPROP: autoconv.conv2d,
+        autoconv.Op.DGRAD: lambda a, b, **more: autoconv.conv2d_grad_wrt_inputs(a, b, spec.input_shape, **more),
+        autoconv.Op.WGRAD: lambda a, b, **more: autoconv.conv2d_grad_wrt_weights(a, b, spec.filter_shape, **more),
+    }[op]
+
+    def in_format(values: Any) -> Any:
+        if layout == "nchw" or values.shape[2:] == (3, 3):
+            return values.copy()
+        return np.moveaxis(np.ascontiguousarray(np.moveaxis(values, 1, -1)), -1, 1)
+
+    def unaligned(values: Any) -> Any:
+        dense = values if values.flags.c_contiguous else np.moveaxis(values, 1, -1)
+        raw = np.zeros(dense.nbytes + 1, np.uint8)[1:].view(dense.dtype).reshape(dense.shape)
+        raw[...] = dense
+        return raw if values.flags.c_contiguous else np.moveaxis(raw, -1, 1)
+
+    a, b = in_format(rng.standard_normal(first)), in_format(rng.standard_normal(second))
+    expected = testing.reference(spec, a, b)
+    assert autoconv.plan(spec).implementation == "test.strict"
+    backwards = a[..., ::-1].copy()[..., ::-1]
+    for x, y in ((a, b), (unaligned(a), b), (a, unaligned(b)), (backwards, b), (a, b.astype(">f8"))):
+        for _ in range(3):
+            assert np.allclose(call(x, y, border_mode=1), expected)
+    mine = [operand for operand in (a, b) if operand.shape == shape]
+    for out in (np.empty(shape), in_format(np.empty(shape)), unaligned(np.empty(shape)), *mine):
+        left, right = a.copy("K"), b.copy("K")
+        own = left if out is a else right if out is b else out
+        assert np.allclose(call(left, right, border_mode=1, out=own), expected)
+    if op is not autoconv.Op.DGRAD:
+        empty = call(a[:0], b if op is autoconv.Op.FPROP else b[:0], border_mode=1)
+        assert empty.shape == (shape if op is autoconv.Op.WGRAD else (0, *shape[1:]))
 
 
 def test_nan_and_infinity_flow_through() -> None:

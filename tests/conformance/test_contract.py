@@ -11,6 +11,7 @@ from autoconv.device import cpu
 from autoconv.impls import BUILTIN
 from autoconv.registry import default_registry
 from autoconv.spec import ConvSpec
+from tests.cases import refusal
 
 CASES = {
     name: text
@@ -29,10 +30,9 @@ OTHER_CHECKS = tuple(name for name in testing.CHECKS if name != "values")
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("name", BUILTIN)
 def test_keeps_its_promises(name: str, case: str) -> None:
-    one = default_registry().get(name)
-    refusals = [testing.check_case(one, spec, checks=OTHER_CHECKS) for spec in testing.problems(CASES[case])]
-    if None not in refusals:
-        pytest.skip(f"refused: {refusals[0]}")
+    reason = refusal(name, case, CASES[case], OTHER_CHECKS)
+    if reason:
+        pytest.skip(f"refused: {reason}")
 
 
 @pytest.mark.parametrize("name", BUILTIN)

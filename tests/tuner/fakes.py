@@ -188,3 +188,9 @@ class BusyStore(MemoryStore):
         self.holders += 1
         yield
         self.holders -= 1
+
+
+def winner(result: TuningResult) -> str:
+    """The id of the implementation that won."""
+    assert result.decision is not None
+    return result.decision.winner.choice.implementation

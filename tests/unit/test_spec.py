@@ -189,6 +189,7 @@ def test_bfloat16_needs_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_huge_problems_are_only_numbers() -> None:
-    """Nothing is allocated for a spec, so one that no machine can hold is still a spec."""
-    spec = ConvSpec.parse("fprop n999999999999c4 99999x99999 k4 3x3")
-    assert spec.macs > 10**22
+    """Nothing is allocated for a spec, so one that this machine cannot hold is still a spec; none can hold 2**63."""
+    assert ConvSpec.parse("fprop n99999c64 9999x9999 k64 3x3").macs > 10**17
+    with pytest.raises(InvalidSpec, match=r"input of shape .* is larger than any address space"):
+        ConvSpec.parse("fprop n999999999999c4 99999x99999 k4 3x3")

@@ -1,0 +1,157 @@
+"""One implementation made ready for one spec, and called among rings of poison."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from autoconv.arrays import Array
+from autoconv.device import Device, cpu
+from autoconv.evidence import Choice, Config
+from autoconv.implementation import Built, Implementation
+from autoconv.impls.cpu.direct import Direct
+from autoconv.planning import ALIGNMENT, BoundPlan, Plan, Workspace
+from autoconv.registry import Registry
+from autoconv.spec import ConvSpec, Op
+from autoconv.testing.truth import relative_error, tolerance
+from autoconv.tuner.operands import GuardedWorkspace
+
+__all__ = ["EXACT_TAGS", "OTHER_FILL", "POISON", "THREADS", "Case", "Rings", "build", "run"]
+
+EXACT_TAGS = frozenset({"direct", "gemm", "reference"})
+"""Tags of algorithms that only add products, so that small integers come out exactly."""
+
+GUARD_BYTES = 512
+POISON = 0xFF  # every float made of these bytes is a NaN
+OTHER_FILL = 0x3C  # an ordinary number in every float format
+THREADS = 3
+
+
+def build(
+    implementation: Implementation, spec: ConvSpec, config: Config | None = None, device: Device | None = None
+) -> Built:
+    """`implementation` made ready for `spec`; a rewrite gets `numpy.direct` as its child."""
+    place = device or cpu()
+    registry = Registry()
+    registry.register(Direct())
+    registry.register(implementation, replace=True)
+
+    def child(lower: ConvSpec) -> Built:
+        return registry.build(lower, place, Choice(Direct.name, Direct.version))
+
+    chosen = implementation.configs(spec, place)[0] if config is None else config
+    return registry.build(spec, place, Choice(implementation.name, implementation.version, chosen), child)
+
+
+def run(built: Built, a: Array, b: Array) -> Array:
+    """One call on plain arrays."""
+    plan = _plan(built)
+    left, right, out = Rings().operands(built.spec, a, b)
+    plan.run(left, right, out, Workspace())
+    return out
+
+
+def _plan(built: Built, device: Device | None = None) -> Plan:
+    return Plan(built.spec, device or cpu(), built.choice, built.runner, workspace_bytes=built.workspace_bytes)
+
+
+class Rings:
+    """Arrays with a ring of poison around each."""
+
+    def __init__(self) -> None:
+        self._blocks: list[tuple[Array, int, int]] = []
+
+    def bytes(self, size: int, skew: int = 0, fill: int = POISON) -> Array:
+        """`size` bytes, 64-byte aligned but for `skew`."""
+        block = np.full(size + 2 * GUARD_BYTES + ALIGNMENT + skew, POISON, np.uint8)
+        start = GUARD_BYTES + -(block.ctypes.data + GUARD_BYTES) % ALIGNMENT + skew
+        self._blocks.append((block, start, start + size))
+        block[start : start + size] = fill
+        return block[start : start + size]
+
+    def array(self, shape: Sequence[int], layout: str, dtype: np.dtype[Any], fill: int = POISON) -> Array:
+        """An array dense in `layout`, aligned for its dtype and no better."""
+        flat = self.bytes(prod(shape) * dtype.itemsize, dtype.itemsize, fill).view(dtype)
+        if layout == "nchw":
+            return flat.reshape(shape)
+        batch, channels, *spatial = shape
+        return np.moveaxis(flat.reshape(batch, *spatial, channels), -1, 1)
+
+    def operands(self, spec: ConvSpec, a: Array, b: Array, fill: int = POISON) -> tuple[Array, Array, Array]:
+        """Read-only copies of the operands, and room for the result."""
+        layouts = {
+            Op.FPROP: (spec.layout, "nchw", spec.layout),
+            Op.DGRAD: (spec.layout, "nchw", spec.layout),
+            Op.WGRAD: (spec.layout, spec.layout, "nchw"),
+        }[spec.op]
+        copies = []
+        for value, shape, layout in zip((a, b), spec.operand_shapes, layouts, strict=False):
+            copy = self.array(shape, layout, spec.np_dtype)
+            copy[...] = value
+            copy.setflags(write=False)
+            copies.append(copy)
+        return copies[0], copies[1], self.array(spec.result_shape, layouts[2], spec.np_dtype, fill)
+
+    def broken(self) -> bool:
+        """Whether somebody wrote on a ring."""
+        return any(
+            (block[:start] != POISON).any() or (block[stop:] != POISON).any() for block, start, stop in self._blocks
+        )
+
+
+class _Scratch(GuardedWorkspace):
+    """A guarded workspace whose pieces are full of `fill`."""
+
+    __slots__ = ("_fill",)
+
+    def __init__(self, fill: int) -> None:
+        super().__init__()
+        self._fill = fill
+
+    def take(self, shape: Sequence[int] | int, dtype: Any = np.uint8) -> Array:
+        piece = super().take(shape, dtype)
+        piece.reshape(-1).view(np.uint8)[...] = self._fill
+        return piece
+
+
+class Case:
+    """One implementation made ready for one spec, and the means to call it."""
+
+    def __init__(self, implementation: Implementation, built: Built, device: Device) -> None:
+        self.implementation = implementation
+        self.built = built
+        self.spec = built.spec
+        self.device = device
+        self.plan = _plan(built, device)
+        self.rng = np.random.default_rng(zlib.crc32(str(built.spec).encode()))
+        self.limit = tolerance(built.spec, built.tags)
+        self.trouble: list[str] = []
+
+    def call(self, a: Array, b: Array, fill: int = POISON, *, bound: bool = False) -> Array:
+        """The result of one call among rings; what it broke goes to `trouble`."""
+        rings, workspace = Rings(), _Scratch(fill)
+        left, right, out = rings.operands(self.spec, a, b, fill)
+        before = left.tobytes(), right.tobytes()
+        if bound:
+            BoundPlan(self.plan, self.built.runner.bind(right)).run(left, out, workspace)
+        else:
+            self.plan.run(left, right, out, workspace)
+        if (left.tobytes(), right.tobytes()) != before:
+            self.trouble.append("changes an operand")
+        if rings.broken():
+            self.trouble.append("writes outside the arrays it was given")
+        if workspace.trespassed:
+            self.trouble.append("writes outside its workspace")
+        return out
+
+    def wrong(self, result: Array, expected: Array, what: str = "result") -> Iterator[str]:
+        """A sentence when `result` is further from `expected` than rounding explains."""
+        error = relative_error(result, expected, self.spec.reduction_length**0.5 / 3)
+        if not error <= self.limit:
+            off = np.abs(np.asarray(result, np.float64) - expected)
+            worst = np.unravel_index(int(np.argmax(np.where(np.isnan(off), np.inf, off))), off.shape)
+            yield f"{what} is off by {error:.2e} (limit {self.limit:.2e}), worst at {tuple(map(int, worst))}"
