@@ -106,12 +106,18 @@ class Registry:
         limits: Limits,
         *,
         load_libraries: bool = True,
+        may_compile: bool = True,
     ) -> tuple[list[Candidate], dict[str, str]]:
-        """Every implementation x config that may run `spec`, best estimate first, and each refusal."""
+        """Every implementation x config that may run `spec`, best estimate first, and each refusal.
+
+        `may_compile=False` leaves out what a compiler builds: an untuned call has nothing built to use.
+        """
         accepted: list[Candidate] = []
         refusals: dict[str, str] = {}
         for one in self:
             reason = self._refusal(one, spec, device, limits)
+            if reason is None and one.compiled and not may_compile:
+                reason = "compiled when tuned, not inside an untuned call"
             if reason is not None:
                 refusals[one.name] = reason
                 continue

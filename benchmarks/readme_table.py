@@ -13,6 +13,8 @@ import argparse
 import importlib.util
 import os
 import platform
+import re
+import sys
 import tempfile
 from datetime import UTC, datetime
 from importlib import metadata
@@ -38,6 +40,8 @@ PEERS = {  # engines of compare.py -> (column, module, distributions whose versi
 }
 FAMILIES = {"SciPy": "scipy", "PyTorch": "torch", "ONNX Runtime": "onnxruntime", "OpenCV": "opencv"}
 
+FAILURE = re.compile(r"\w+: |its process ended|gave no sample")  # else it is the reason why a peer declines
+
 
 def measure(engines: list[str], rounds: int, tune_s: float) -> list[dict[str, Any]]:
     """A record of `compare.race` per problem."""
@@ -59,6 +63,17 @@ def measure(engines: list[str], rounds: int, tune_s: float) -> list[dict[str, An
     return records
 
 
+def absence(record: dict[str, Any], column: str) -> str:
+    """A dot for a peer that does not do the problem, a word for one that should and did not; why, on standard error."""
+    reasons = [
+        record["engines"][name].get("reason", "gave no sample")
+        for name, (family, _, _) in PEERS.items()
+        if family == column and name in record["engines"]
+    ]
+    print(f"{record['spec']}: {column}: {'; '.join(reasons)}", file=sys.stderr)
+    return "failed" if any(FAILURE.match(reason) for reason in reasons) else "·"
+
+
 def table(records: list[dict[str, Any]], engines: list[str], rounds: int, tune_s: float) -> str:
     """Markdown: times of autoconv, and per peer the median ratio with its range over the rounds."""
     columns = [name for name in FAMILIES if any(PEERS.get(engine, ("",))[0] == name for engine in engines)]
@@ -72,7 +87,7 @@ def table(records: list[dict[str, Any]], engines: list[str], rounds: int, tune_s
         cells = []
         for column in columns:
             middle, low, high = ratios.get(FAMILIES[column], (0.0, 0.0, 0.0))
-            cells.append(f"{middle:.2f} ({low:.2f} to {high:.2f})" if middle else "·")
+            cells.append(f"{middle:.2f} ({low:.2f} to {high:.2f})" if middle else absence(record, column))
         choice = ours["label"].partition("[")[0]
         lines.append([f"`{record['spec']}`", format_time(median(samples)), f"`{choice}`", *cells])
     versions = [f"NumPy {metadata.version('numpy')}"]
