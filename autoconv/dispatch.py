@@ -186,8 +186,7 @@ def untuned_order(
 ) -> tuple[list[tuple[Choice, float]], dict[str, str]]:
     """Choices by estimate with their estimated seconds, as an untuned call would try them, and the refusals."""
     accepted, refusals = default_registry().candidates(spec, device, settings.limits(spec.dtype), load_libraries=False)
-    order = [(Choice(c.implementation.name, c.implementation.version, c.config), c.estimate_s) for c in accepted]
-    return order, refusals
+    return [(candidate.choice, candidate.estimate_s) for candidate in accepted], refusals
 
 
 def _first_that_builds(

@@ -125,9 +125,11 @@ def explain_spec(spec: ConvSpec, device: Device) -> Explanation:
     settings = options.current_scope().settings
     registry = default_registry()
     rows, decision, built = dispatch.recall(spec, device, settings)
-    order, refusals = dispatch.untuned_order(spec, device, settings)
+    order, _ = dispatch.untuned_order(spec, device, settings)
+    candidates, refusals = registry.candidates(spec, device, settings.limits(spec.dtype))
     measured = {candidate_key(row.choice) for row in rows}
-    estimates = [(choice, seconds) for choice, seconds in order if candidate_key(choice) not in measured]
+    entrants = [(one.choice, one.estimate_s) for one in candidates]
+    estimates = [(choice, seconds) for choice, seconds in entrants if candidate_key(choice) not in measured]
     chosen = built.choice if built else (order[0][0] if order else None)
     state = "unknown" if decision is None else ("partial" if decision.partial else "remembered")
     limits = settings.limits(spec.dtype)

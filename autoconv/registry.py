@@ -34,6 +34,11 @@ class Candidate:
     config: Config
     estimate_s: float
 
+    @property
+    def choice(self) -> Choice:
+        """What it stands for, a child still open."""
+        return Choice(self.implementation.name, self.implementation.version, self.config)
+
 
 class Registry:
     """Implementations by id. The order of registration is the order of last resort: later ids come first."""
@@ -126,12 +131,10 @@ class Registry:
                     one, spec, device, config, limits, load_libraries
                 )
                 if reason is None:
-                    accepted.append(Candidate(one, config, self.estimate_s(one, spec, device, config)))
+                    accepted.append(Candidate(one, config, self.estimate_s(one, spec, device, config, may_compile)))
                 else:
                     refusals[f"{one.name}[{config}]" if config else one.name] = reason
-        accepted.sort(
-            key=lambda c: (limits.preference(Choice(c.implementation.name, 0), c.implementation.tags), c.estimate_s)
-        )
+        accepted.sort(key=lambda c: (limits.preference(c.choice, c.implementation.tags), c.estimate_s))
         return accepted, refusals
 
     def _refusal(self, one: Implementation, spec: ConvSpec, device: Device, limits: Limits) -> str | None:
@@ -148,16 +151,18 @@ class Registry:
             return "not deterministic, and settings(deterministic=True)"
         return None
 
-    def estimate_s(self, one: Implementation, spec: ConvSpec, device: Device, config: Config) -> float:
+    def estimate_s(
+        self, one: Implementation, spec: ConvSpec, device: Device, config: Config, may_compile: bool = True
+    ) -> float:
         """Rough seconds of one call, the best child included."""
         own = one.estimate_s(spec, device, config)
         child = one.child_spec(spec)
         if child is None:
             return own
         able = [
-            self.estimate_s(other, child, device, other_config)
+            self.estimate_s(other, child, device, other_config, may_compile)
             for other in self
-            if other.why_not(child, device) is None
+            if (may_compile or not other.compiled) and other.why_not(child, device) is None
             for other_config in other.configs(child, device)[:1]
         ]
         return own + one.child_calls(spec) * min(able, default=float("inf"))

@@ -117,11 +117,17 @@ def onnxruntime_engine(spec: ConvSpec, varying: bool) -> Made:
         binding.bind_input("w", "cpu", 0, np.float32, second.shape, second.ctypes.data)
     binding.bind_output("y", "cpu", 0, np.float32, out.shape, out.ctypes.data)
 
-    def result() -> np.ndarray:
+    held = (first, second)  # bound by address: they must live as long as the session is called
+
+    def call() -> None:
+        assert held
         session.run_with_iobinding(binding)
+
+    def result() -> np.ndarray:
+        call()
         return out
 
-    return (lambda: session.run_with_iobinding(binding)), result, f"onnxruntime {onnxruntime.__version__}"
+    return call, result, f"onnxruntime {onnxruntime.__version__}"
 
 
 def openvino_engine(spec: ConvSpec, varying: bool) -> Made:

@@ -22,15 +22,10 @@ from autoconv.spec import ConvSpec, Op
 from autoconv.tuner.timing import HOPELESS, Contestant, Timer, spread_of
 from autoconv.tuner.verify import Judge
 
-__all__ = ["Entrant", "Stand", "Terms", "choice_of", "placed"]
+__all__ = ["Entrant", "Stand", "Terms", "placed"]
 
 GROSS = 20.0  # a first run this many times as long as the best is more than cold caches and imports
 SLOW_CALL_S = 0.1  # a call this long is hardly disturbed by a cold cache: its first runs serve as samples
-
-
-def choice_of(candidate: Candidate) -> Choice:
-    """The choice a candidate stands for, its child still open."""
-    return Choice(candidate.implementation.name, candidate.implementation.version, candidate.config)
 
 
 @dataclass(eq=False, slots=True)

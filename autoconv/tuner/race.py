@@ -16,7 +16,7 @@ from autoconv.evidence import Choice, Limits, Measurement, Store, candidate_key,
 from autoconv.implementation import Built
 from autoconv.registry import Candidate, Registry
 from autoconv.spec import ConvSpec
-from autoconv.tuner.entrants import Entrant, Stand, Terms, choice_of, placed
+from autoconv.tuner.entrants import Entrant, Stand, Terms, placed
 from autoconv.tuner.timing import HOPELESS, MAX_ROUNDS, Timer, needed_s
 
 __all__ = ["CHILD_SHARE", "AskChild", "Race", "Watch", "hopeless", "key_of", "silent"]
@@ -38,7 +38,7 @@ def silent(stage: str, detail: str, done: int, total: int) -> None:
 
 def key_of(candidate: Candidate) -> str:
     """The candidate's place in a race, as `evidence.candidate_key` writes it."""
-    return candidate_key(choice_of(candidate))
+    return candidate_key(candidate.choice)
 
 
 def hopeless(estimate_s: float, best_s: float | None, budget_s: float, patience: float = HOPELESS_ESTIMATE) -> str:
@@ -90,7 +90,7 @@ class Race:
     def _lineup(self, pending: Sequence[Candidate]) -> list[tuple[Candidate, Choice]]:
         """Who starts, in this order: the remembered best, then `pending`. Empty when none of these has hopes."""
         by_key = {key_of(candidate): candidate for candidate in self.candidates}
-        lineup = [(candidate, choice_of(candidate)) for candidate in pending]
+        lineup = [(candidate, candidate.choice) for candidate in pending]
         leader = (
             None
             if self.afresh
@@ -100,7 +100,7 @@ class Race:
             return lineup
         best = by_key[candidate_key(leader.winner.choice)]
         if best in pending:
-            return [(best, choice_of(best)), *(one for one in lineup if one[0] is not best)]
+            return [(best, best.choice), *(one for one in lineup if one[0] is not best)]
         reasons = [self._hopeless(one, leader.winner.median_s) for one in pending]
         if all(reasons):
             skipped = [Entrant(*one, "skipped", reason) for one, reason in zip(lineup, reasons, strict=True)]

@@ -27,7 +27,6 @@ from autoconv.evidence import Choice, Decision, Limits, Measurement, Store, cand
 from autoconv.implementation import Built
 from autoconv.registry import MAX_DEPTH, Candidate, Registry
 from autoconv.spec import ConvSpec
-from autoconv.tuner.entrants import choice_of
 from autoconv.tuner.race import Race, Watch, key_of, silent
 from autoconv.tuner.timing import HOPELESS, Timer
 
@@ -122,7 +121,7 @@ class _Session:
         if not candidates:
             raise NoImplementation(f"nothing here may run {spec}", refusals)
         if spec.batch == 0:  # nothing to compute, so nothing to race
-            built = self._registry.build(spec, self._device, choice_of(_plainest(candidates, spec)))
+            built = self._registry.build(spec, self._device, _plainest(candidates, spec).choice)
             return TuningResult(spec, self._device, None, (), refusals, built, self._timer.clock() - started, 0, False)
 
         def ask_child(parent: Candidate, lower: ConvSpec, share_s: float) -> tuple[Built, bool]:

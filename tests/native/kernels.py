@@ -1,0 +1,107 @@
+"""Which kernels to compile: problems, configs, thread counts and vector widths of the native families."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cache
+
+from autoconv import testing
+from autoconv.device import Device, cpu
+from autoconv.evidence import Config
+from autoconv.impls import BUILTIN
+from autoconv.impls.native._family import NativeFamily
+from autoconv.registry import default_registry
+from autoconv.spec import ConvSpec
+from tests.cases import EDGE, NETWORKS, REGRESSION, SMOKE
+
+__all__ = ["ALL", "FAMILIES", "Kernel", "every_kernel", "family", "sample"]
+
+FAMILIES = [name for name in BUILTIN if name.startswith("native.")]
+
+OWN: dict[str, str] = {
+    # sizes at which generated kernels change their course: whole and broken vectors, blocks and images
+    "images_innermost": "fprop n20c3 9x8 k16 3x3 p1",
+    "images_innermost_strided": "fprop n17c2 11x12 k16 3x3 p2 s2 corr",
+    "images_innermost_many": "fprop n33c8 6x7 k32 3x3 p1 corr",
+    "images_innermost_whole": "fprop n5c4 5x5 k16 5x5",
+    "images_innermost_skipping": "fprop n16c4 4x4 k16 2x2 p3 s3 f64",
+    "image_of_one_vector": "fprop n1c1 18x18 k1 3x3 corr",
+    "image_of_a_vector_and_one": "fprop n1c1 19x19 k1 3x3 corr",
+    "image_bank": "fprop n3c3 35x34 k5 7x7 p3",
+    "image_large_filter": "fprop n1c1 60x61 k1 25x25 p12",
+    "vector_of_channels": "fprop n1c32 9x9 k16 3x3 p1 corr",
+    "channels_and_one": "fprop n2c33 9x9 k17 3x3 p1",
+    "tiles_and_one": "fprop n2c8 17x13 k8 3x3 p1 corr",
+    "tiles_of_five": "fprop n1c6 18x17 k10 5x5 p2 corr",
+    "depthwise_vector": "fprop n1c16 11x10 k16 3x3 p1 g16",
+    "depthwise_large": "fprop n1c3 40x37 k3 13x13 p6 g3 corr",
+    "pointwise_large": "fprop n1c40 12x12 k36 1x1",
+    "first_layer_strided": "fprop n2c3 33x35 k16 7x7 p3 s2 corr",
+    "volume_of_channels": "fprop n1c5 4x6x7 k6 3x3x3 p1",
+}
+
+ALL = {**SMOKE, **EDGE, **NETWORKS, **REGRESSION, **OWN}
+
+WIDTHS = ("avx512", "avx2", "sse")  # of the vectors in the C text; a CPU without them gets narrower instructions
+
+
+class Kernel:
+    """One unit of C: a family with nothing but one config, for one spec and device."""
+
+    def __init__(self, one: NativeFamily, spec: ConvSpec, device: Device, config: Config) -> None:
+        only = {"configs": lambda self, spec, device: [config]}
+        self.implementation: NativeFamily = type(f"Only{type(one).__name__}", (type(one),), only)()
+        self.spec = spec
+        self.device = device
+        self.config = config
+
+    def check(self, checks: Sequence[str] = tuple(testing.CHECKS)) -> None:
+        """The conformance suite."""
+        refusal = testing.check_case(self.implementation, self.spec, device=self.device, checks=checks)
+        assert refusal is None, refusal
+
+    def __str__(self) -> str:
+        return f"{self.implementation.name}[{self.config}] on {self.spec}, {self.device.isa}"
+
+
+def family(name: str) -> NativeFamily:
+    """The family called `name`."""
+    one = default_registry().get(name)
+    assert isinstance(one, NativeFamily)
+    return one
+
+
+def every_kernel(name: str, case: str) -> Iterator[Kernel]:
+    """Every config, thread count and vector width of a family for the problems of a case."""
+    one = family(name)
+    for spec in testing.problems(ALL[case]):
+        for width in WIDTHS:
+            device = _device(width)
+            if one.why_not(spec, device):
+                continue
+            configs = [
+                Config({**config, "threads": threads}) for config in one.configs(spec, device) for threads in (1, 2)
+            ]
+            for config in dict.fromkeys(configs):
+                if one.why_not(spec, device, config) is None:
+                    yield Kernel(one, spec, device, config)
+
+
+@cache
+def _problems(name: str) -> tuple[ConvSpec, ...]:
+    accepted = (spec for text in ALL.values() for spec in testing.problems(text) if not family(name).why_not(spec, cpu()))
+    return tuple(accepted)
+
+
+def sample(name: str, number: int, count: int) -> Kernel:
+    """The `number`-th of `count` kernels of a family that lie evenly among all; its turn decides on the rest."""
+    able = _problems(name)
+    index = (2 * number + 1) * len(able) // (2 * count)
+    spec, device, one = able[index], _device(WIDTHS[number % 4 % 3]), family(name)
+    configs = one.configs(spec, device)
+    return Kernel(one, spec, device, Config({**configs[index % len(configs)], "threads": 1 + number % 2}))
+
+
+def _device(isa: str) -> Device:
+    here = cpu()
+    return Device(here.kind, here.model, isa, here.cores, 2)
