@@ -38,9 +38,7 @@ class Workspace:
     def __init__(self) -> None:
         self._block: Array = np.empty(0, np.uint8)
         self._address = 0
-        self._spilled: list[
-            tuple[int, Array]
-        ] = []  # (start, piece) of what did not fit, until the block grows
+        self._spilled: list[tuple[int, Array]] = []  # (start, piece) of what did not fit, until the block grows
         self._used = 0
         self._peak = 0
 

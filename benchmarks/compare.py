@@ -30,7 +30,7 @@ from autoconv.device import cpu
 from autoconv.spec import ConvSpec, Op
 
 HERE = Path(__file__).parent
-REST_S = 0.02  # longer than any pool here spins
+REST_S = 0.06  # longer than any pool here spins: OpenBLAS's threads do for up to 40 ms
 SAMPLE_S = 0.03
 FORMATS = {
     "autoconv": ("autoconv", "autoconv-nhwc"),

@@ -6,12 +6,13 @@ is slower beyond doubt (`evidence.ratio_interval`) leaves as soon as that shows,
 best is separated from, or tied with, all that are left.
 
 Thread pools disturb one another: a pool that has just worked spins for a while. So contestants of one
-runtime follow one another within a round, and a change of runtime is preceded by a short sleep.
+runtime follow one another within a round, and a change of runtime waits until nothing spins any more.
 """
 
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import ceil, isfinite
@@ -24,11 +25,14 @@ __all__ = ["HOPELESS", "MAX_ROUNDS", "Contestant", "Finish", "Timer", "needed_s"
 MIN_SAMPLE_S = 1e-3  # 2e4 times what one perf_counter call costs
 MAX_LOOPS = 100_000  # a call that takes no time at all is not timed for ever
 WARM_LOOPS = 4  # from here on one untimed call, to wake pools and caches, costs less than a quarter sample
+WARM_BELOW_S = 5e-3  # and calls this short get one in any case: waking a pool takes 50 us, a percent of them
 HOPELESS = 4.0  # slower than this times the best after one sample: no noise explains it
 CONFIRM_BELOW_S = 20e-3  # but one scheduler tick does in a short sample: those are taken twice
 MIN_ROUNDS = 6  # the fewest samples that `ratio_interval` draws a conclusion from
 MAX_ROUNDS = 25  # what is not separated by then is a tie for all that a user can notice
-SETTLE_S = 2e-3  # OpenMP pools spin for about this long by default
+SETTLE_S = 2e-3  # one step of waiting until the pools of another runtime have gone to sleep
+SETTLED_SHARE = 0.2  # of one core, used by this process while the racing thread sleeps: nothing spins any more
+MAX_SETTLE_STEPS = 25  # after a product OpenBLAS's threads were seen to spin for 40 ms, PyTorch's for 8, libgomp's for 5
 TRIAL_SAMPLES = 4  # what verification, warm-up, calibration and the first sample cost, in samples
 RETAKES = 3  # samples that are not positive finite numbers: the clock stepped
 
@@ -82,9 +86,16 @@ class ClockError(Exception):
 class Timer:
     """Takes samples with an injected clock and runs races."""
 
-    def __init__(self, clock: Callable[[], float], sleep: Callable[[float], object], rng: random.Random) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        sleep: Callable[[float], object],
+        rng: random.Random,
+        processor: Callable[[], float] = time.process_time,
+    ) -> None:
         self.clock = clock
         self._sleep = sleep
+        self._processor = processor
         self._rng = rng
         self._last_runtimes: tuple[str, ...] = ()
 
@@ -143,8 +154,13 @@ class Timer:
         return [one for group in order for one in group]
 
     def _settle(self, contestant: Contestant) -> None:
+        """Before another runtime's turn, wait until the last one's pool has stopped spinning."""
         if self._last_runtimes and self._last_runtimes != contestant.runtimes:
-            self._sleep(SETTLE_S)
+            for _ in range(MAX_SETTLE_STEPS):
+                before = self._processor()
+                self._sleep(SETTLE_S)
+                if self._processor() - before < SETTLED_SHARE * SETTLE_S:
+                    break
         self._last_runtimes = contestant.runtimes
 
     def _calibrate(self, contestant: Contestant) -> float:
@@ -168,7 +184,7 @@ class Timer:
         """Seconds per call over one loop; a duration that cannot be is taken again."""
         call, loops = contestant.call, contestant.loops
         for _ in range(RETAKES):
-            if loops >= WARM_LOOPS:
+            if loops >= WARM_LOOPS or (contestant.samples and contestant.samples[0] < WARM_BELOW_S):
                 call()
             started = self.clock()
             for _ in range(loops):
