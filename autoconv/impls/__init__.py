@@ -9,10 +9,13 @@ from __future__ import annotations
 __all__ = ["BUILTIN", "RETIRED"]
 
 BUILTIN: dict[str, str] = {
+    "native.winograd": "autoconv.impls.native.winograd:Winograd",
     "native.depthwise": "autoconv.impls.native.depthwise:Depthwise",
     "native.direct": "autoconv.impls.native.direct:Direct",
     "native.gemm": "autoconv.impls.native.gemm:Gemm",
+    "native.chwn": "autoconv.impls.native.chwn:Chwn",
     "rewrite.gemm_1x1": "autoconv.impls.rewrite.gemm_1x1:Gemm1x1",
+    "onednn.conv": "autoconv.impls.cpu.onednn:OneDnnConv",
     "torch.conv": "autoconv.impls.cpu.torch:TorchConv",
     "onnxruntime.conv": "autoconv.impls.cpu.onnxruntime:OnnxRuntimeConv",
     "numpy.winograd": "autoconv.impls.cpu.winograd:Winograd",

@@ -133,7 +133,7 @@ class Library:
             self._dll = ctypes.CDLL(path)
             read_version = self._dll.dnnl_version
         except (OSError, AttributeError) as error:
-            raise BackendMissing(f"cannot load {path}: {error}") from error
+            raise BackendMissing(f"oneDNN cannot be loaded: {error}") from error
         read_version.restype = POINTER(_Version)
         found: _Version = read_version().contents
         self.version = f"{found.major}.{found.minor}.{found.patch}"

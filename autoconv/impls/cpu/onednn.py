@@ -13,8 +13,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ctypes import POINTER, c_int, c_void_p
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -41,19 +42,11 @@ _FORWARD_INFERENCE = 96
 _DIRECT = 1
 _HANDLES = (c_void_p,) * 3
 _GEOMETRY = (Dims,) * 4  # strides, dilations, padding before, padding after
+_TAIL = (c_void_p,) * 2  # the forward descriptor as a hint, and attributes
 _CREATE = {
-    Op.FPROP: (
-        "dnnl_convolution_forward_primitive_desc_create",
-        (POINTER(c_void_p), c_void_p, c_int, c_int, *_HANDLES, c_void_p, *_GEOMETRY, c_void_p),
-    ),
-    Op.DGRAD: (
-        "dnnl_convolution_backward_data_primitive_desc_create",
-        (POINTER(c_void_p), c_void_p, c_int, *_HANDLES, *_GEOMETRY, c_void_p, c_void_p),
-    ),
-    Op.WGRAD: (
-        "dnnl_convolution_backward_weights_primitive_desc_create",
-        (POINTER(c_void_p), c_void_p, c_int, *_HANDLES, c_void_p, *_GEOMETRY, c_void_p, c_void_p),
-    ),
+    Op.FPROP: ("forward", (c_int, c_int, *_HANDLES, c_void_p, *_GEOMETRY, c_void_p)),
+    Op.DGRAD: ("backward_data", (c_int, *_HANDLES, *_GEOMETRY, *_TAIL)),
+    Op.WGRAD: ("backward_weights", (c_int, *_HANDLES, c_void_p, *_GEOMETRY, *_TAIL)),
 }
 _RESULT = 2  # after the two operands
 _ROLES = {  # the two operands and the result: what each is to the primitive, and how to ask for its format
@@ -192,7 +185,7 @@ def _first(lib: Library, spec: ConvSpec, memory: str) -> Handle | None:
         Dims(*(after for _, after in spec.padding)),
     )
     name, signature = _CREATE[spec.op]
-    create = lib.function(name, *signature)
+    create = lib.function(f"dnnl_convolution_{name}_primitive_desc_create", POINTER(c_void_p), c_void_p, *signature)
     x, w, y = image.value, filters.value, result.value
     if spec.op is Op.FPROP:
         return lib.primitive_desc(
@@ -356,7 +349,7 @@ class _Job:
 
 class _OneDnnRunner(Runner):
     def __init__(self, lib: Library, spec: ConvSpec, config: Config, threads: int) -> None:
-        self._make = lambda: _Job(lib, spec, config, threads)
+        self._make = partial(_Job, lib, spec, config, threads)
         self._shape = spec.filter_shape
         self._wgrad = spec.op is Op.WGRAD
         self._job = self._make()
@@ -371,7 +364,7 @@ class _OneDnnRunner(Runner):
             return
         start = design.flip_offset
         filters = out if self._wgrad else b
-        turned = scratch[start : start + filters.nbytes].view(filters.dtype).reshape(self._shape)
+        turned: Array = scratch[start : start + filters.nbytes].view(filters.dtype).reshape(self._shape)
         if self._wgrad:
             job.whole.run((_address(a), _address(b), base + start), base, job.threads)
             np.copyto(out, _flipped(turned))
@@ -413,8 +406,11 @@ class _Bound:
 
 
 def _flipped(filters: Array) -> Array:
-    return np.flip(filters, tuple(range(2, filters.ndim)))
+    index: tuple[Any, ...] = (..., *(slice(None, None, -1),) * (filters.ndim - 2))
+    turned: Array = filters[index]  # what np.flip gives, in a tenth of its time
+    return turned
 
 
 def _address(array: Array) -> int:
-    return array.ctypes.data
+    address: int = array.ctypes.data
+    return address

@@ -52,6 +52,7 @@ def prelude(dtype: str, vector_bytes: int, threads: int) -> str:
 #include <stdint.h>
 #include <string.h>
 #define THREADS {threads}
+int autoconv_threads = THREADS; /* for num_threads; 1 in a forked child, where OpenMP's pool is gone */
 #define VW {width}
 #define VECTOR_BYTES {vector_bytes}
 typedef {_C_TYPE[dtype]} T;
@@ -80,7 +81,7 @@ _PRELUDE = """\
 INLINE vec load(const T *p) { return *(const unaligned_vec *)p; }
 INLINE void store(T *p, vec v) { *(unaligned_vec *)p = v; }
 INLINE vec splat(T s) { return s - (vec){0}; }
-/* The first n lanes; the others read as zero and nothing beyond them is touched. A constant n compiles to plain moves. */
+/* The first n lanes; the others read as zero, nothing beyond them is touched. A constant n compiles to plain moves. */
 INLINE vec load_first(const T *p, int n) {
     vec v = {0};
     if (n >= VW) return load(p);
@@ -95,7 +96,7 @@ INLINE void store_first(T *p, vec v, int n) {
 
 
 def transpose(width: int) -> str:
-    """`transpose(vec r[VW])`: a square of vectors in log2(VW) rounds, each swapping off-diagonal blocks of half the size.
+    """`transpose(vec r[VW])`: a square of vectors in log2(VW) rounds, each swapping off-diagonal blocks of half size.
 
     (J. O. Eklundh, "A Fast Computer Method for Matrix Transposing", 1972.)
     """

@@ -10,7 +10,6 @@ import ctypes
 import importlib.util
 import sysconfig
 from collections.abc import Callable
-from functools import cache
 from importlib.machinery import ExtensionFileLoader
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -24,10 +23,13 @@ KernelCall: TypeAlias = Callable[[Array, Array, Array, int], None]
 """`(a, b, out, scratch_address)`; the GIL is released while it runs."""
 
 
-def kernel_call(library: ctypes.CDLL, symbol: str) -> KernelCall:
-    """A Python callable for `void symbol(const void *, const void *, void *, void *)` of `library`."""
+def kernel_call(library: ctypes.CDLL, symbol: str, *, may_compile: bool = False) -> KernelCall:
+    """A Python callable for `void symbol(const void *, const void *, void *, void *)` of `library`.
+
+    The extension itself is compiled only if `may_compile`; until it is there ctypes serves.
+    """
     function = getattr(library, symbol)
-    extension = _trampoline()
+    extension = _trampoline(may_compile)
     if not isinstance(extension, str):
         made: KernelCall = extension.kernel(ctypes.cast(function, ctypes.c_void_p).value)
         return made
@@ -41,21 +43,33 @@ def kernel_call(library: ctypes.CDLL, symbol: str) -> KernelCall:
 
 
 def trampoline_problem() -> str | None:
-    """Why calls go through ctypes on this machine, or None when they need not."""
-    found = _trampoline()
+    """Why calls go through ctypes on this machine, or None when they need not; compiles the extension if need be."""
+    found = _trampoline(may_compile=True)
     return found if isinstance(found, str) else None
 
 
-@cache
-def _trampoline() -> Any:
-    """The extension module, built if need be, or a sentence why it cannot be had."""
+_found: dict[bool, Any] = {}  # may_compile -> the extension module, or a sentence why it cannot be had
+
+
+def _trampoline(may_compile: bool) -> Any:
+    if may_compile not in _found:
+        extension = _load_trampoline(may_compile)
+        _found[may_compile] = extension
+        if not isinstance(extension, str):
+            _found.update({False: extension, True: extension})
+    return _found[may_compile]
+
+
+def _load_trampoline(may_compile: bool) -> Any:
     header = Path(sysconfig.get_path("include")) / "Python.h"
     if not header.exists():
         return f"Python's headers are missing ({header})"
-    text = Path(__file__).with_name("_trampoline.c").read_text()
+    text = Path(__file__).with_name("_trampoline.c").read_text(encoding="utf-8")
     source = f'#define AUTOCONV_PYTHON_H "{header}"\n{text}'
     try:
-        path = _compile.build(source, openmp=False)
+        path = _compile.build(source, openmp=False) if may_compile else _compile.stored_object(source, openmp=False)
+        if path is None:
+            return "the extension for calls is not compiled yet, and nothing is compiled inside a call"
         loader = ExtensionFileLoader("_autoconv_trampoline", str(path))
         spec = importlib.util.spec_from_file_location("_autoconv_trampoline", path, loader=loader)
         assert spec is not None

@@ -16,7 +16,8 @@ from autoconv.arrays import Array
 from autoconv.device import Device
 from autoconv.evidence import Config
 from autoconv.implementation import Context, Implementation, Runner
-from autoconv.impls.native import _call, _compile
+from autoconv.impls.native import _call, _compile, _private
+from autoconv.impls.native._compiler import Compiler, find_compiler
 from autoconv.planning import ALIGNMENT, BoundRunner, Workspace, aligned_bytes
 from autoconv.spec import ConvSpec
 
@@ -28,7 +29,6 @@ EITHER_MACS = 3_000_000  # up to this, one thread may win and is raced as well
 Tunables = dict[str, Any]
 
 _EXPORTS = """
-int autoconv_threads = THREADS;  /* set to 1 in a forked child */
 void autoconv_run(const void *a, const void *b, void *out, void *scratch) { run(a, b, out, scratch); }
 """
 _PACK_EXPORTS = """
@@ -79,9 +79,9 @@ class NativeFamily(Implementation):
     # What follows from it -------------------------------------------------------------------------
 
     def unavailable(self) -> str | None:
-        """Needs a compiler that works."""
-        compiler = _compile.find_compiler()
-        return compiler if isinstance(compiler, str) else None
+        """Needs a compiler that works and a directory for its objects that is this user's alone."""
+        compiler = find_compiler()
+        return compiler if isinstance(compiler, str) else _private.folder_problem()
 
     def restrictions(self, spec: ConvSpec, device: Device, config: Config | None) -> Iterable[tuple[bool, str]]:
         """The family's own refusal."""
@@ -90,11 +90,13 @@ class NativeFamily(Implementation):
         if config is not None:
             threads = _tunables(config)[1]
             yield threads <= device.threads, f"built for {threads} threads, {device.threads} may be used"
+            yield threads == 1 or _has_openmp(), f"needs OpenMP for {threads} threads, which {find_compiler()} lacks"
 
     def configs(self, spec: ConvSpec, device: Device) -> Sequence[Config]:
         """The family's tunables, for all threads, for one, or for either, by the size of the problem."""
-        counts = [device.threads] if spec.macs > SERIAL_MACS else [1]
-        if device.threads > 1 and SERIAL_MACS < spec.macs <= EITHER_MACS:
+        most = device.threads if _has_openmp() else 1
+        counts = [most] if spec.macs > SERIAL_MACS else [1]
+        if most > 1 and SERIAL_MACS < spec.macs <= EITHER_MACS:
             counts.append(1)
         return [
             Config(tunables, threads=threads)
@@ -116,7 +118,7 @@ class NativeFamily(Implementation):
 
     def environment(self, config: Config) -> Mapping[str, str]:
         """The compiler's version; NumPy has no part in it."""
-        compiler = _compile.find_compiler()
+        compiler = find_compiler()
         return {"cc": compiler if isinstance(compiler, str) else compiler.version}
 
     def prefetch(self, spec: ConvSpec, device: Device, config: Config) -> None:
@@ -128,16 +130,12 @@ class NativeFamily(Implementation):
     def prepare(self, spec: ConvSpec, config: Config, context: Context) -> Runner:
         """Load the kernel; build it first if the context allows."""
         text, threads = self._unit(spec, config, context.device)
-        path = _compile.stored_object(text, threads > 1)
-        if path is None:
-            if not context.may_compile:
-                raise _compile.CompileError("its compiled object is gone, and nothing is compiled inside a call")
-            path = _compile.build(text, threads > 1)
+        library = _compile.library(text, threads > 1, may_compile=context.may_compile)
         tunables, _ = _tunables(config)
         vector_bytes = context.device.vector_bytes
         scratch = _round_up(self.scratch_bytes(spec, tunables, threads, vector_bytes))
         packed = self.packed_bytes(spec, tunables, threads, vector_bytes)
-        return _NativeRunner(_compile.load(path), scratch, _round_up(packed))
+        return _NativeRunner(library, scratch, _round_up(packed), context.may_compile)
 
     def _unit(self, spec: ConvSpec, config: Config, device: Device) -> tuple[str, int]:
         """The whole C text of a config, and its thread count."""
@@ -149,11 +147,12 @@ class NativeFamily(Implementation):
 
 
 class _NativeRunner(Runner):
-    def __init__(self, library: CDLL, scratch_bytes: int, packed_bytes: int) -> None:
+    def __init__(self, library: CDLL, scratch_bytes: int, packed_bytes: int, may_compile: bool) -> None:
         self._library = library
         self._scratch_bytes = scratch_bytes
         self._packed_bytes = packed_bytes
-        self._call = _call.kernel_call(library, "autoconv_pack_run" if packed_bytes else "autoconv_run")
+        symbol = "autoconv_pack_run" if packed_bytes else "autoconv_run"
+        self._call = _call.kernel_call(library, symbol, may_compile=may_compile)
 
     def __call__(self, a: Array, b: Array, out: Array, workspace: Workspace) -> None:
         needed = self._scratch_bytes + self._packed_bytes
@@ -170,6 +169,11 @@ class _NativeRunner(Runner):
             run(a, packed, out, workspace.take_address(scratch_bytes) if scratch_bytes else 0)
 
         return bound
+
+
+def _has_openmp() -> bool:
+    compiler = find_compiler()
+    return isinstance(compiler, Compiler) and compiler.openmp
 
 
 def _tunables(config: Config) -> tuple[Tunables, int]:

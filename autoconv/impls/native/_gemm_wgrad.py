@@ -78,7 +78,7 @@ class WgradBlocking:
     def source(self) -> str:
         problem, staging = self.problem, self.staging
         images, rows = self.chunk
-        x, y = problem.x_strides, problem.y_strides
+        x = problem.x_strides
         taps = problem.passes[0].taps
         if self.staged:
             offsets = [staging.offset(offset) for _, offset in taps]

@@ -81,7 +81,8 @@ class Staging:
     """The padded copy of the input rows that `rows` output rows of `images` images read (gemm_stage.c).
 
     Channels first: [channel][depth tap][phase][image][row][column], where a phase holds every in_step-th row and
-    column, so that neighbouring pixels find neighbouring elements. Channels last: [image][depth tap][row][column][channel].
+    column, so that neighbouring pixels find neighbouring elements. Channels last:
+    [image][depth tap][row][column][channel].
     """
 
     problem: Problem

@@ -90,7 +90,7 @@ class Window:
             # the halo is staged anew for every strip: do not cut below a few filter heights
             low = rows <= max(block, 2 * (self.forward.kernel[1] - 1) * self.forward.dilation[1])
             busy = independent * ceil(p / rows) >= 2 * self.threads or self.threads == 1
-            if rows <= block or ((fits or low) and (busy or independent * ceil(p / rows) >= self.threads and low)):
+            if rows <= block or ((fits or low) and (busy or (independent * ceil(p / rows) >= self.threads and low))):
                 return min(rows, p)
             strips += 1
 
@@ -177,6 +177,7 @@ class Window:
         return (flops / self.efficiency / per_s + moved * self.itemsize / 8e9) / self.threads
 
 
+TOOM_TAPS = 85.0
 TOOM_BYTES = 1280 * 1024  # scratch of one task: it lives in the second-level cache
 
 
@@ -259,10 +260,10 @@ class Toom:
         """Products a direct sum would take over those computed, less what the transforms cost."""
         f, inner, window = self.forward, self.window.forward, self.window
         done = self.products**2 * inner.taps * prod(inner.out_spatial)
-        # per result of a product: about one vector operation for each part of input and output, both ways
-        transforms = 1 + 3.0 * self.products * (1 + inner.in_channels) / (inner.taps * inner.in_channels)
+        # measured: staging, transforming both ways and interleaving cost what this many taps of each product do
+        overhead = 1 + TOOM_TAPS * (1 + inner.in_channels) / (inner.taps * inner.in_channels)
         halo = 1 + 0.02 * window.stage_height(self.rows) / self.rows
-        return window.efficiency * f.taps * prod(f.out_spatial) / done / transforms / halo
+        return window.efficiency * f.taps * prod(f.out_spatial) / done / overhead / halo
 
     def source(self) -> str:
         f, matrices = self.forward, transforms(self.parts, self.parts)

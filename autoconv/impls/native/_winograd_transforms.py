@@ -79,7 +79,7 @@ def transforms(m: int, r: int) -> Transforms:
     data: Matrix = []
     for point in points:
         others = [other for other in points if other != point]
-        # For an even number of points the rows of -p come out with the opposite sign; turning both rows changes nothing.
+        # For an even number of points the rows of -p come out with the opposite sign; turning both changes nothing.
         sign = -1.0 if point < 0.0 and len(points) % 2 == 0 and -point in points else 1.0
         scale = sign / math.prod(point - other for other in others)
         filters.append([point**i * scale for i in range(r)])
@@ -93,8 +93,8 @@ def transforms(m: int, r: int) -> Transforms:
 
 def _mirrored(rows: Matrix, pair: tuple[int, int]) -> bool:
     """Whether the second row is the first with its odd terms negated."""
-    first, second = rows[pair[0]], rows[pair[1]]
-    return all(math.isclose(b, -a if i % 2 else a, abs_tol=1e-12) for i, (a, b) in enumerate(zip(first, second, strict=True)))
+    both = zip(rows[pair[0]], rows[pair[1]], strict=True)
+    return all(math.isclose(b, -a if i % 2 else a, abs_tol=1e-12) for i, (a, b) in enumerate(both))
 
 
 def _sum(terms: Sequence[tuple[float, str]], dtype: str) -> str:

@@ -58,7 +58,8 @@ class Depthwise(NativeFamily):
             ranked = blockings(forward, ITEM_BYTES[spec.dtype], vector_bytes, threads, across, parts)
             moving = _moving(spec, forward, across)
             for speed, block in ranked[:3]:
-                shape = {"across": across, "parts": parts, "unrolled": forward.kernel[2] <= UNROLLED_TAPS and parts == 1}
+                unrolled = forward.kernel[2] <= UNROLLED_TAPS and parts == 1
+                shape = {"across": across, "parts": parts, "unrolled": unrolled}
                 found.append((speed / moving, shape | block))
         found.sort(key=lambda pair: -pair[0])
         return [tunables for speed, tunables in found if speed > 0.4 * found[0][0]][:6]

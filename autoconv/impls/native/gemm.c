@@ -13,6 +13,7 @@
 struct pass { int first_tap, taps; long filters; int start[3], count[3]; };
 static const int OFFSET[] = {OFFSETS};
 static const struct pass PASS[] = {PASS_TABLE};
+#define PANEL_T ((long)NR * CHANNEL_BLOCK * MAX_TAPS + VW) /* a vector of room for the last row's overshoot */
 #define MAX_RUNS (NR + 1)
 struct run { int from, length; long to; };
 
@@ -113,20 +114,26 @@ INLINE int find_runs(struct run *runs, int first, int pixels, int pitch, int ima
 }
 
 #if PANELS
-/* The patches of a block of pixels: NR pixels for each channel and tap. */
-static void pack_panel(T *panel, const T *b, const T *b_end, const struct run *runs, int count, const int *offset,
-                       int channels, int taps)
+/* The patches of a group of panels, NR pixels for each channel and tap. Panels take turns inside, so that the input is
+ * read in long stretches, which the hardware then fetches ahead. */
+static void pack_panels(T *panels, const T *b, const T *b_end, const struct run *runs, int count, const int *offset,
+                        int channels, int taps)
 {
     for (int c = 0; c < channels; c++)
-        for (int t = 0; t < taps; t++, panel += NR)
+        for (int t = 0; t < taps; t++)
             for (const struct run *run = runs; run < runs + count; run++) {
                 const T *from = b + c * CHANNEL_T + offset[t] + run->to;
-                T *to = panel + run->from; /* whole vectors: what is too much the next run, or panel, overwrites */
-                int i = 0;
-                for (; i < run->length && (STAGED || from + i + VW <= b_end); i += VW)
-                    store(to + i, load(from + i));
-                for (; i < run->length; i++)
-                    to[i] = from[i];
+                for (int i = 0, at = run->from; i < run->length; ) {
+                    int length = MIN(run->length - i, NR - at % NR);
+                    T *to = panels + at / NR * PANEL_T + (c * taps + t) * NR + at % NR;
+                    int j = 0; /* whole vectors: what is too much the next run, or row, overwrites */
+                    for (; j < length && (STAGED || from + i + j + VW <= b_end); j += VW)
+                        store(to + j, load(from + i + j));
+                    for (; j < length; j++)
+                        to[j] = from[i + j];
+                    i += length;
+                    at += length;
+                }
             }
 }
 #endif
@@ -160,36 +167,34 @@ static void one_pass(const struct pass *pass, const T *input, const T *input_end
             int channels = MIN(CG - c0, CHANNEL_BLOCK), last = c0 + channels == CG;
             int group_end = MIN(pixels, group + PANEL_GROUP * NR);
 #if PANELS
-            for (int first = group; first < group_end; first += NR) {
-                int count = find_runs(runs, first, MIN(NR, pixels - first), pitch, image_rows, rows, width,
-                                      INPUT_IMAGE, INPUT_ROW, 1);
-                pack_panel(panels + (long)(first - group) * CHANNEL_BLOCK * MAX_TAPS, input + (long)c0 * CHANNEL_T,
-                           input_end, runs, count, offset, channels, pass->taps);
-            }
+            struct run stretches[PANEL_GROUP * NR + 1];
+            int stretch_count = find_runs(stretches, group, group_end - group, pitch, image_rows, rows, width,
+                                          INPUT_IMAGE, INPUT_ROW, 1);
+            pack_panels(panels, input + (long)c0 * CHANNEL_T, input_end, stretches, stretch_count, offset, channels,
+                        pass->taps);
 #endif
-            for (int k = k0; k < k1; k += MR) {
-                int mr = MIN(MR, k1 - k);
+            int blocks = CEIL_DIV(k1 - k0, MR), panels_here = CEIL_DIV(group_end - group, NR);
+            for (int i = 0; i < blocks * panels_here; i++) {
+                int k = k0 + (FILTERS_INSIDE ? i % blocks : i / panels_here) * MR, mr = MIN(MR, k1 - k);
+                int first = group + (FILTERS_INSIDE ? i / blocks : i % panels_here) * NR;
+                int here = MIN(NR, pixels - first), vectors = CEIL_DIV(here, VW), count = 0, straight = 0;
                 const T *a = filters + (long)k * CG * pass->taps + (long)c0 * mr * pass->taps;
-                for (int first = group; first < group_end; first += NR) {
-                    int here = MIN(NR, pixels - first), vectors = CEIL_DIV(here, VW), count = 0, straight = 0;
-                    const T *b = PANELS ? panels + (long)(first - group) * CHANNEL_BLOCK * MAX_TAPS
-                                        : input + (long)c0 * CHANNEL_T + first;
-                    T *c = CHANNEL_BLOCK < CG ? sums + (long)(k - k0) * (PANEL_GROUP * NR) + (first - group) : tile;
-                    long ldc = CHANNEL_BLOCK < CG ? PANEL_GROUP * NR : NR;
-                    if (last) {
-                        count = find_runs(runs, first, here, pitch, image_rows, rows, width, Y_N, OSH * Y_H,
-                                          OSW * Y_W);
-                        straight = CHANNEL_BLOCK >= CG && OSW * Y_W == 1 && count == 1 && runs[0].length == NR;
-                    }
-                    if (straight) { /* to its place, without the tile */
-                        c = y + (long)k * Y_C + runs[0].to;
-                        ldc = Y_C;
-                    }
-                    (mr == MR ? multiply_full : multiply_rest)(a, b, offset, channels, pass->taps, c, ldc, c0 > 0,
-                                                               vectors);
-                    if (last && !straight)
-                        write_out(y + (long)k * Y_C, c, ldc, runs, count, mr);
+                const T *b = PANELS ? panels + (long)(first - group) / NR * PANEL_T
+                                    : input + (long)c0 * CHANNEL_T + first;
+                T *c = CHANNEL_BLOCK < CG ? sums + (long)(k - k0) * (PANEL_GROUP * NR) + (first - group) : tile;
+                long ldc = CHANNEL_BLOCK < CG ? PANEL_GROUP * NR : NR;
+                if (last) {
+                    count = find_runs(runs, first, here, pitch, image_rows, rows, width, Y_N, OSH * Y_H, OSW * Y_W);
+                    straight = CHANNEL_BLOCK >= CG && OSW * Y_W == 1 && count == 1 && runs[0].length == NR;
                 }
+                if (straight) { /* to its place, without the tile */
+                    c = y + (long)k * Y_C + runs[0].to;
+                    ldc = Y_C;
+                }
+                (mr == MR ? multiply_full : multiply_rest)(a, b, offset, channels, pass->taps, c, ldc, c0 > 0,
+                                                           vectors);
+                if (last && !straight)
+                    write_out(y + (long)k * Y_C, c, ldc, runs, count, mr);
             }
         }
 }
@@ -198,7 +203,7 @@ static void one_pass(const struct pass *pass, const T *input, const T *input_end
 void pack(const T *w, T *packed)
 {
     static const int tap[] = {TAP_INDEX}; /* of the filters, for every tap of every pass */
-    OMP(parallel for num_threads(THREADS) collapse(2) schedule(dynamic))
+    OMP(parallel for num_threads(autoconv_threads) collapse(2) schedule(dynamic))
     for (int g = 0; g < GROUPS; g++)
         for (int k = 0; k < KG; k += MR)
             for (int p = 0; p < PASSES; p++) {
@@ -217,11 +222,12 @@ void pack(const T *w, T *packed)
 
 void run(const T *x, const T *packed, T *y, char *workspace)
 {
-    OMP(parallel num_threads(THREADS))
+    OMP(parallel num_threads(autoconv_threads))
     {
         T *staged = (T *)(workspace + thread_number() * SCRATCH_BYTES);
         T *panels = staged + STAGE_T, *sums = panels + PANELS_T;
         int held = -1; /* what this thread's scratch holds: tasks that differ by their filters only share it */
+        (void)held;
         OMP(for schedule(dynamic))
         for (int task = 0; task < IMAGE_BLOCKS * GROUPS * Z * ROW_BLOCKS * FILTER_BLOCKS; task++) {
             int k0 = task % FILTER_BLOCKS * FILTERS, where = task / FILTER_BLOCKS;

@@ -24,6 +24,7 @@ __all__ = ["Gemm"]
 
 STAGED_BYTES = 640 * 1024  # of input per task: it is read once per block of filters, from the second-level cache
 PANEL_BYTES = 384 * 1024  # of packed patches, which share that cache
+FILTER_BYTES = 512 * 1024  # of packed filters: up to this they are read anew for every panel, beyond it once
 MAX_STEPS = 1024  # (channel, tap) steps between visits to the sums: the packed filters of a block stay in cache
 
 
@@ -138,8 +139,9 @@ class _Blocking:
         images, blocks = 1, 1
 
         def fits(rows: int, images: int) -> bool:
-            elements = self.staging(rows, images).elements if self.staged else images * rows * width * problem.channels // 2
-            return elements * self.itemsize <= STAGED_BYTES
+            if self.staged:
+                return self.staging(rows, images).elements * self.itemsize <= STAGED_BYTES
+            return images * rows * width * problem.channels * self.itemsize <= 2 * STAGED_BYTES
 
         while not fits(ceil(height / blocks), 1) and blocks < height:
             blocks += 1
@@ -184,10 +186,12 @@ class _Blocking:
 
     @property
     def elements(self) -> tuple[int, int, int]:
-        """Scratch per thread: staged input, packed panels, sums between channel blocks (each a multiple of 64 bytes)."""
+        """Scratch per thread: staged input, packed panels, sums between channel blocks; whole cache lines each."""
         images, rows, filters = self.task
         staged = self.staging(rows, images).elements + 2 * self.nr if self.staged else 0
-        panels = self.panel_group * self.nr * self.channel_block * self.max_taps + self.nr if self.panels else 0
+        lanes = self.nr // int(self.config["nv"])
+        panel = self.nr * self.channel_block * self.max_taps + lanes
+        panels = self.panel_group * panel + self.nr if self.panels else 0
         sums = filters * self.panel_group * self.nr if self.channel_block < self.problem.channels else 0
         first, second, third = (ceil(n * self.itemsize / 64) * 64 // self.itemsize for n in (staged, panels, sums))
         return first, second, third
@@ -237,6 +241,7 @@ class _Blocking:
             "FILTERS": filters,
             "CHANNEL_BLOCK": self.channel_block,
             "PANEL_GROUP": self.panel_group,
+            "FILTERS_INSIDE": int(filters * self.channel_block * self.max_taps * self.itemsize <= FILTER_BYTES),
             "MAX_TAPS": self.max_taps,
             **staging.names,
             **({} if self.staged else {"CHANNEL_T": f"{x[1]}L"}),
@@ -253,7 +258,8 @@ class _Blocking:
         }
         names |= problem.names
         header = "".join(f"#define {name} {value}\n" for name, value in names.items())
-        return prelude(self.spec.dtype, self.vector_bytes, self.threads) + header + "\n" + template("gemm_stage.c") + template("gemm.c")
+        start = prelude(self.spec.dtype, self.vector_bytes, self.threads)
+        return start + header + "\n" + template("gemm_stage.c") + template("gemm.c")
 
 
 def _list(values: list[int]) -> str:

@@ -56,7 +56,7 @@ static void multiply_rest(const T *b, const T *x, const long *at, T *y, const lo
 void pack(const T *w, T *packed)
 {
     static const int tap[] = {TAP_INDEX}, taps[] = {TAPS};
-    OMP(parallel for num_threads(THREADS) collapse(2) schedule(dynamic))
+    OMP(parallel for num_threads(autoconv_threads) collapse(2) schedule(dynamic))
     for (int g = 0; g < GROUPS; g++)
         for (int k = 0; k < KG; k += NK)
             for (int p = 0, first = 0; p < PASSES; first += taps[p++]) {
@@ -115,7 +115,7 @@ static void one_pass(const struct pass *pass, const T *x, const T *filters, T *y
 
 void run(const T *x, const T *packed, T *y, char *workspace)
 {
-    OMP(parallel num_threads(THREADS))
+    OMP(parallel num_threads(autoconv_threads))
     {
         T *staged = (T *)(workspace + thread_number() * SCRATCH_BYTES);
         int held = -1; /* what this thread's scratch holds: tasks that differ by their filters only share it */

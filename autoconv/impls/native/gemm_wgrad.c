@@ -75,7 +75,7 @@ void run(const T *x, const T *dy, T *dw, char *workspace)
     T *packed = (T *)workspace, *sums = packed + (long)K_BLOCKS * CHUNK_PIXELS * NK;
     T *staged = sums + (long)K_BLOCKS * CT * NK;
     (void)staged;
-    OMP(parallel num_threads(THREADS))
+    OMP(parallel num_threads(autoconv_threads))
     for (int g = 0; g < GROUPS; g++) {
         int more = 0;
         for (int n = 0; n < N; n += IMAGES)

@@ -108,7 +108,7 @@ INLINE void block(const T *stage, const T *w, T *y, long y_row, long y_column, s
                 if (left >= VW && y_column == 1)
                     store(to, acc[k][a][b]);
                 else
-                    for (int lane = 0; lane < VW && lane < left; lane++)
+                    for (int lane = 0; lane < MIN(left, VW); lane++)
                         to[lane * y_column] = acc[k][a][b][lane];
 #endif
             }

@@ -77,7 +77,8 @@ void pack(const T *w, T *packed)
 
 static void one_task(const T *x, const T *w, T *y, T *scratch, int task)
 {
-    int p0 = task % STRIPS * STRIP, g0 = task / STRIPS % CEIL_DIV(GROUPS, VW) * VW, n = task / STRIPS / CEIL_DIV(GROUPS, VW);
+    int p0 = task % STRIPS * STRIP, g0 = task / STRIPS % CEIL_DIV(GROUPS, VW) * VW;
+    int n = task / STRIPS / CEIL_DIV(GROUPS, VW);
     int rows = P - p0 < STRIP ? P - p0 : STRIP, channels = GROUPS - g0 < VW ? GROUPS - g0 : VW;
     int whole = Y_C == 1 && channels == VW;
     long y_row = whole ? Y_H : Q * VW, y_column = whole ? Y_W : VW;
@@ -122,7 +123,7 @@ static void one_task(const T *x, const T *w, T *y, T *scratch, int task)
 
 void run(const T *x, const T *w, T *y, char *workspace)
 {
-    OMP(parallel num_threads(THREADS))
+    OMP(parallel num_threads(autoconv_threads))
     {
         T *scratch = (T *)(workspace + thread_number() * SCRATCH_BYTES);
         OMP(for schedule(dynamic))

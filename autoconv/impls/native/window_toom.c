@@ -18,7 +18,7 @@ static const T DATA[J][J] = {DATA_MATRIX}, FILTER[J][M] = {FILTER_MATRIX}, INVER
 /* [group][product][filter][channel][tap]: taps beyond the filter are zero. */
 void pack(const T *w, T *packed)
 {
-    OMP(parallel for num_threads(THREADS) collapse(2) schedule(static))
+    OMP(parallel for num_threads(autoconv_threads) collapse(2) schedule(static))
     for (int g = 0; g < GROUPS; g++)
         for (int j = 0; j < J * J; j++)
             for (int kc = 0; kc < KG * CG; kc++) {
@@ -39,7 +39,8 @@ void pack(const T *w, T *packed)
 static void stage_row(T *to, const T *x)
 {
     for (int phase = 0; phase < M; phase++, to += PHASE_W) {
-        int begin = MIN(CEIL_DIV(MAX(PL - phase, 0), M), PHASE_W), end = MIN(CEIL_DIV(MAX(W + PL - phase, 0), M), PHASE_W);
+        int begin = MIN(CEIL_DIV(MAX(PL - phase, 0), M), PHASE_W);
+        int end = MIN(CEIL_DIV(MAX(W + PL - phase, 0), M), PHASE_W);
         if (!x || end <= begin)
             begin = end = PHASE_W;
         for (int i = 0; i < begin; i++)
@@ -90,7 +91,8 @@ static void one_task(const T *x, const T *w, T *y, T *scratch, int task)
     T *staged = scratch, *tall = staged + (long)CG * rows_in * ROW_IN;   /* input; transformed along the height */
     T *image = tall + (long)CG * SPREAD_H * ROW_IN;                     /* and along the width */
     T *result = image + (long)IMAGE_T + 2 * VW;                         /* of one product */
-    T *wide = result + (long)KG * RESULT_T, *sums = wide + (long)M * KG * RESULT_T; /* inverse along width, and height */
+    T *wide = result + (long)KG * RESULT_T;                             /* inverse along the width */
+    T *sums = wide + (long)M * KG * RESULT_T;                           /* and along the height */
 
     for (int c = 0; c < CG; c++)
         for (int i = 0; i < rows_in; i++) {
@@ -137,7 +139,7 @@ static void one_task(const T *x, const T *w, T *y, T *scratch, int task)
 
 void run(const T *x, const T *w, T *y, char *workspace)
 {
-    OMP(parallel num_threads(THREADS))
+    OMP(parallel num_threads(autoconv_threads))
     {
         T *scratch = (T *)(workspace + thread_number() * SCRATCH_BYTES);
         OMP(for schedule(dynamic))

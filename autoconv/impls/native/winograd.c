@@ -134,7 +134,7 @@ static inline void gather_and_transform(const T *w, int group, int block, int ic
 #define PACK_ITEMS CEIL_DIV(IC, FEW)
 
 void pack(const T *w, T *packed) {
-    OMP(parallel for num_threads(THREADS) schedule(static))
+    OMP(parallel for num_threads(autoconv_threads) schedule(static))
     for (int item = 0; item < GROUPS * OC_BLOCKS * PACK_ITEMS; item++) {
         const int block = item / PACK_ITEMS, ic = item % PACK_ITEMS * FEW, count = MIN(FEW, IC - ic);
         T *to = packed + (size_t)block * FILTER_SIZE;
@@ -375,7 +375,7 @@ static void inverse_block(const T *M, int group, int oc, int block_row, int end,
 
 void run(const T *x, const T *filters, T *y, char *workspace) {
     T *const shared = (T *)workspace;
-    OMP(parallel num_threads(THREADS))
+    OMP(parallel num_threads(autoconv_threads))
     {
         T *M = shared + (SHARED ? V_SIZE : 0) + (size_t)thread_number() * THREAD_SIZE;
         T *U = M + M_SIZE, *strip = U + U_SIZE;
