@@ -6,12 +6,13 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: help demo test test-gpu lint types docs bench clean
+.PHONY: help demo test test-gpu test-native lint types docs bench clean
 
 help:
 	@echo "make demo      tune ResNet-50 for this machine, filter a photograph, write pictures to demo-output/"
 	@echo "make test      the whole test suite"
 	@echo "make test-gpu  the tests that need a CUDA device"
+	@echo "make test-native  every config of the generated kernels, also under AddressSanitizer and UBSan"
 	@echo "make lint      ruff and mypy --strict"
 	@echo "make docs      write the generated pages of docs/reference"
 	@echo "make bench     dispatch overhead (pytest-benchmark)"
@@ -38,6 +39,9 @@ test: $(VENV)/.dev
 
 test-gpu: $(VENV)/.dev
 	$(BIN)/python -m pytest -m gpu
+
+test-native: $(VENV)/.dev
+	$(BIN)/python -m pytest -n $(WORKERS) -m slow tests/native
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -10,7 +10,6 @@ import os
 import platform
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 from autoconv.errors import InvalidOption, NoImplementation
 from autoconv.shapes import as_int
@@ -69,13 +68,18 @@ def usable_cores() -> int:
     return max(1, min(cores, int(quota))) if quota else cores
 
 
+def _text(path: str) -> str:
+    with open(path) as file:  # not pathlib, whose import costs more than all of this
+        return file.read()
+
+
 def _cgroup_quota() -> float | None:
     """CPUs' worth of time this process's control group grants, when it limits them."""
     for path, per in (("/sys/fs/cgroup/cpu.max", None), ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "cpu.cfs_period_us")):
         try:
-            words = Path(path).read_text().split()
+            words = _text(path).split()
             if per:
-                words.append(Path(path).with_name(per).read_text().strip())
+                words.append(_text(os.path.join(os.path.dirname(path), per)).strip())
             quota, period = words[:2]
             if quota not in ("max", "-1") and float(period) > 0:
                 return float(quota) / float(period)
@@ -89,7 +93,7 @@ def _model_and_isa() -> tuple[str, str]:
     machine = platform.machine().lower()
     fields: dict[str, str] = {}
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in _text("/proc/cpuinfo").splitlines():
             key, _, value = line.partition(":")
             if not line.strip() and fields:
                 break  # the first processor tells

@@ -6,7 +6,6 @@ store keeps them, `decide` ranks them; the same rule serves a fresh race and row
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -89,6 +88,8 @@ class Choice:
 
     def to_json(self) -> str:
         """Canonical JSON, as stored."""
+        import json  # 3 ms that only storing and reading pay for
+
         return json.dumps(self._plain(), sort_keys=True, separators=(",", ":"))
 
     def _plain(self) -> dict[str, Any]:
@@ -98,6 +99,8 @@ class Choice:
     @classmethod
     def from_json(cls, text: str) -> Choice:
         """Read `to_json`'s text; raises `ValueError`, `KeyError` or `TypeError` for anything else."""
+        import json
+
         return cls._from_plain(json.loads(text))
 
     @classmethod

@@ -316,10 +316,11 @@ def _collapse(words: Sequence[str]) -> str:
 
 
 # `[0-9]`, not `\d`: other scripts' digits are no part of the grammar. At most 12 digits: sizes beyond are typos.
-_SIZES = re.compile(r"[0-9]{1,12}(x[0-9]{1,12})*\Z")
-_BATCH = re.compile(r"n([0-9]{1,12})c([0-9]{1,12})\Z")
-_FILTERS = re.compile(r"k([0-9]{1,12})\Z")
-_OPTION = re.compile(r"([psdg])([0-9:,]{1,200})\Z")
+# Texts, compiled by `re` when first used: a program that never parses does not pay for them at import.
+_SIZES = r"[0-9]{1,12}(x[0-9]{1,12})*\Z"
+_BATCH = r"n([0-9]{1,12})c([0-9]{1,12})\Z"
+_FILTERS = r"k([0-9]{1,12})\Z"
+_OPTION = r"([psdg])([0-9:,]{1,200})\Z"
 _FLAGS = {"conv": ("flip", True), "corr": ("flip", False), "fixed": ("fixed", True), "rank1": ("rank1", True)}
 
 
@@ -337,15 +338,15 @@ def _parse(text: str) -> ConvSpec:
     op_word, batch_word, size_word, filters_word, kernel_word, *rest = words
     if op_word not in list(Op):
         raise fail(op_word, "fprop, dgrad or wgrad")
-    batch = _BATCH.match(batch_word)
+    batch = re.match(_BATCH, batch_word)
     if not batch:
         raise fail(batch_word, "batch and input channels, as n8c64")
-    if not _SIZES.match(size_word):
+    if not re.match(_SIZES, size_word):
         raise fail(size_word, "the image's size, as 56x56")
-    filters = _FILTERS.match(filters_word)
+    filters = re.match(_FILTERS, filters_word)
     if not filters:
         raise fail(filters_word, "the number of filters, as k64")
-    if not _SIZES.match(kernel_word):
+    if not re.match(_SIZES, kernel_word):
         raise fail(kernel_word, "the filter's size, as 3x3")
     taps = tuple(map(int, kernel_word.split("x")))
     options: dict[str, Any] = {}
@@ -357,7 +358,7 @@ def _parse(text: str) -> ConvSpec:
         options[name] = value
 
     for word in rest:
-        match = _OPTION.match(word)
+        match = re.match(_OPTION, word)
         if word in _FLAGS:
             put(word, *_FLAGS[word])
         elif word in LAYOUTS:

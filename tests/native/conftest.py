@@ -44,9 +44,7 @@ def gcc(_tried_out: _compiler.Compiler | str, monkeypatch: pytest.MonkeyPatch) -
         pytest.skip(_tried_out)
     known, recall = _tried_out, _compiler._recall
     monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setattr(
-        _compiler, "_recall", lambda command: known if command == known.command else recall(command)
-    )
+    monkeypatch.setattr(_compiler, "_recall", lambda command: known if command == known.command else recall(command))
     return known.command[0]
 
 

@@ -181,7 +181,7 @@ def test_full_or_read_only_disk(fails: str, objects: Path, gcc: str, monkeypatch
 
     with monkeypatch.context() as broken:
         broken.setattr(*((_compile.tempfile, fails) if fails == "mkstemp" else (Path, fails)), full)
-        with pytest.raises(CompileError, match="cannot be kept: .*No space left"):
+        with pytest.raises(CompileError, match=r"cannot be kept: .*No space left"):
             build()
     assert not [path.name for path in objects.iterdir() if path.suffix != ".json"]
     assert computes(build()), "there is space again"
@@ -305,9 +305,7 @@ def test_object_of_another_cpu(changed: str, objects: Path, gcc: str, monkeypatc
     assert build() != path
 
 
-def test_another_compiler_version_is_another_object(
-    objects: Path, gcc: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_compiler_version_is_another_object(objects: Path, gcc: str, monkeypatch: pytest.MonkeyPatch) -> None:
     path = build()
     found = _compiler.find_compiler()
     assert isinstance(found, _compiler.Compiler)
@@ -330,9 +328,7 @@ def remember_a_native_winner() -> None:
     plain = Choice("numpy.direct", registry.get("numpy.direct").version)
     registry.build(SPEC, device, native)
     rows = [
-        Measurement(
-            spec=str(SPEC), device=device.fingerprint, choice=choice, status="ok", median_s=median_s, samples=(median_s,) * 5
-        )
+        Measurement(str(SPEC), device.fingerprint, choice, "ok", median_s=median_s, samples=(median_s,) * 5)
         for choice, median_s in ((native, 1e-6), (plain, 1e-3))
     ]
     dispatch.current_store().add(rows)

@@ -44,9 +44,7 @@ def everything_else_works() -> None:
 def test_no_compiler_on_the_path(objects: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CC", raising=False)
-    assert (
-        reason() == "needs a C compiler: cc is not on the path; gcc is not on the path; clang is not on the path"
-    )
+    assert reason() == "needs a C compiler: cc is not on the path; gcc is not on the path; clang is not on the path"
     everything_else_works()
     with pytest.raises(_compile.CompileError, match="needs a C compiler"):
         _compile.build(KERNEL, openmp=False)
@@ -135,7 +133,7 @@ def _is_gone(pid: int) -> None:
 
 def test_a_kernel_it_cannot_compile_is_tried_once(counted: Log) -> None:
     for _ in range(2):
-        with pytest.raises(_compile.CompileError, match="failed with status 1: .*error"):
+        with pytest.raises(_compile.CompileError, match=r"failed with status 1: .*error"):
             _compile.build("void nonsense( {", openmp=False)
     assert len(counted.kernels) == 1
 

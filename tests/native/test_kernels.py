@@ -20,11 +20,10 @@ def test_sample(name: str, number: int) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_sample_has_every_operation_format_and_dtype(name: str) -> None:
+def test_sample_has_every_operation_and_format(name: str) -> None:
     specs = [sample(name, number, SAMPLE).spec for number in range(SAMPLE)]
     assert {spec.op for spec in specs} == family(name).ops
     assert {spec.layout for spec in specs} == {"nchw", "nhwc"}
-    assert {spec.rank for spec in specs} == family(name).ranks
 
 
 @pytest.mark.slow
