@@ -73,5 +73,5 @@ def test_control_group_quota(
 ) -> None:
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    monkeypatch.setattr(device, "Path", lambda path: tmp_path / Path(path).name)
+    monkeypatch.setattr(device, "_text", lambda path: (tmp_path / Path(path).name).read_text())
     assert device._cgroup_quota() == quota

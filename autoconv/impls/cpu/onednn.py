@@ -141,7 +141,8 @@ def _survey(lib: Library, spec: ConvSpec, threads: int) -> tuple[_Offer, ...]:
     for memory in MEMORIES:
         kinds: set[str] = set()
         for name, desc in _listed(lib, spec, memory, threads):
-            # The list is sorted: of jit:avx512_core, jit:avx2 and jit:sse41 the narrower never were the faster ones
+            # The list is sorted: of jit:avx512_core, jit:avx2 and jit:sse41 the narrower were slower, or level where
+            # memory is what counts (six layers, fprop, AVX-512)
             kind = _ISA.sub("", name)
             if kind in kinds:
                 continue
