@@ -1,6 +1,6 @@
 """How long each thread pool goes on spinning after a call: processor time used while this thread sleeps.
 
-    python benchmarks/spinning.py
+python benchmarks/spinning.py
 """
 
 from __future__ import annotations

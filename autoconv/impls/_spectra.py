@@ -170,9 +170,7 @@ def transform(fft: Library, data: Array, spectrum: Array, sizes: Sequence[int]) 
         fft.forward(part, part.ndim - rank + axis)
 
 
-def untransform(
-    fft: Library, spectrum: Array, box: Array, sizes: Sequence[int], wanted: Sequence[slice]
-) -> Array:
+def untransform(fft: Library, spectrum: Array, box: Array, sizes: Sequence[int], wanted: Sequence[slice]) -> Array:
     """The `wanted` window of the real box whose spectrum is given, as a view of `box` (..., sizes).
 
     The spectrum is overwritten; lines outside the window are not transformed.

@@ -25,14 +25,16 @@ __all__ = ["HOPELESS", "MAX_ROUNDS", "Contestant", "Finish", "Timer", "needed_s"
 MIN_SAMPLE_S = 1e-3  # 2e4 times what one perf_counter call costs
 MAX_LOOPS = 100_000  # a call that takes no time at all is not timed for ever
 WARM_LOOPS = 4  # from here on one untimed call, to wake pools and caches, costs less than a quarter sample
-WARM_BELOW_S = 5e-3  # and calls this short get one in any case: waking a pool takes 50 us, a percent of them
+WARM_BELOW_S = 5e-3  # calls this short get one in any case: waking a pool takes 50 us, a percent of them
 HOPELESS = 4.0  # slower than this times the best after one sample: no noise explains it
 CONFIRM_BELOW_S = 20e-3  # but one scheduler tick does in a short sample: those are taken twice
 MIN_ROUNDS = 6  # the fewest samples that `ratio_interval` draws a conclusion from
 MAX_ROUNDS = 25  # what is not separated by then is a tie for all that a user can notice
 SETTLE_S = 2e-3  # one step of waiting until the pools of another runtime have gone to sleep
 SETTLED_SHARE = 0.2  # of one core, used by this process while the racing thread sleeps: nothing spins any more
-MAX_SETTLE_STEPS = 25  # after a product OpenBLAS's threads were seen to spin for 40 ms, PyTorch's for 8, libgomp's for 5
+MAX_SETTLE_STEPS = (
+    25  # after a product OpenBLAS's threads were seen to spin for 40 ms, PyTorch's for 8, libgomp's for 5
+)
 TRIAL_SAMPLES = 4  # what verification, warm-up, calibration and the first sample cost, in samples
 RETAKES = 3  # samples that are not positive finite numbers: the clock stepped
 

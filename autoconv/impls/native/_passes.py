@@ -173,9 +173,7 @@ def as_passes(spec: ConvSpec, splits: int = 1) -> Problem:
     if prod(kernel) == prod(stride) == 1 and not any(map(sum, pads)) and data == result:
         data = result = _long_rows(data, splits)
     in_spatial, out_spatial = (result, data) if backward else (data, result)
-    axes = [
-        _phases(out_spatial[a], kernel[a], pads[a][0], stride[a], dilation[a], backward) for a in range(3)
-    ]
+    axes = [_phases(out_spatial[a], kernel[a], pads[a][0], stride[a], dilation[a], backward) for a in range(3)]
     passes = []
     for depth, height, width in product(*axes):
         taps = []

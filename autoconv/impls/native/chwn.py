@@ -24,7 +24,7 @@ __all__ = ["Chwn"]
 
 FILTERS_MULTIPLE = 16
 FEW_CHANNELS = 3  # up to here any number of channels will do
-FLOPS_PER_S = 50e9  # of one thread with 64-byte vectors of f32; only the order of the candidates depends on it
+FLOPS_PER_S = 85e9  # of one thread with 64-byte vectors of f32; only the order of the candidates depends on it
 MOVED_PER_S = 2e9  # bytes that one thread transposes
 
 

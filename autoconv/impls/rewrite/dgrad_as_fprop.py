@@ -43,9 +43,12 @@ class DgradAsFprop(Implementation):
         """Some of dy must reach the image."""
         yield spec.batch > 0, "needs a batch, got 0 images"
         for axis, (start, size) in enumerate(zip(*_window(spec), strict=True)):
-            yield size > 0, (
-                f"needs a result that sees the image, got padding {spec.padding[axis]} along axis {axis} "
-                f"with a first result {start} past it"
+            yield (
+                size > 0,
+                (
+                    f"needs a result that sees the image, got padding {spec.padding[axis]} along axis {axis} "
+                    f"with a first result {start} past it"
+                ),
             )
 
     def child_spec(self, spec: ConvSpec) -> ConvSpec:
