@@ -73,19 +73,15 @@ def family(name: str) -> NativeFamily:
 
 
 def every_kernel(name: str, case: str) -> Iterator[Kernel]:
-    """Every config, thread count and vector width of a family for the problems of a case."""
+    """Every config of a family for the problems of a case; thread counts and vector widths take turns."""
     one = family(name)
-    for spec in testing.problems(ALL[case]):
-        for width in WIDTHS:
-            device = _device(width)
-            if one.why_not(spec, device):
-                continue
-            configs = [
-                Config({**config, "threads": threads}) for config in one.configs(spec, device) for threads in (1, 2)
-            ]
-            for config in dict.fromkeys(configs):
-                if one.why_not(spec, device, config) is None:
-                    yield Kernel(one, spec, device, config)
+    for number, spec in enumerate(testing.problems(ALL[case])):
+        device = _device(WIDTHS[number % len(WIDTHS)])
+        if one.why_not(spec, device):
+            continue
+        tunables = {Config({**config, "threads": 1}) for config in one.configs(spec, device)}
+        for turn, config in enumerate(sorted(tunables, key=str)):
+            yield Kernel(one, spec, device, Config({**config, "threads": 1 + (number + turn) % 2}))
 
 
 @cache
