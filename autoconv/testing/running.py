@@ -114,8 +114,13 @@ class _Scratch(GuardedWorkspace):
 
     def take(self, shape: Sequence[int] | int, dtype: Any = np.uint8) -> Array:
         piece = super().take(shape, dtype)
-        piece.reshape(-1).view(np.uint8)[...] = self._fill
+        self._pieces[-1].inside[...] = self._fill
         return piece
+
+    def take_address(self, size: int) -> int:
+        address = super().take_address(size)
+        self._pieces[-1].inside[...] = self._fill
+        return address
 
 
 class Case:

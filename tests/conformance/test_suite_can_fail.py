@@ -146,6 +146,16 @@ def reads_old_workspace(runner: Any, spec: ConvSpec, a: Array, b: Array, out: Ar
     out[(0,) * out.ndim] *= 1 + (int(workspace.take(1)[0]) & 1) * np.finfo(out.dtype).eps * 2
 
 
+def reads_old_workspace_from_c(
+    runner: Any, spec: ConvSpec, a: Array, b: Array, out: Array, workspace: Workspace
+) -> None:
+    _good(runner, a, b, out, workspace)
+    import ctypes
+
+    old = ctypes.c_ubyte.from_address(workspace.take_address(1)).value
+    out[(0,) * out.ndim] *= 1 + (old & 1) * np.finfo(out.dtype).eps * 2
+
+
 def changes_its_mind(runner: Any, spec: ConvSpec, a: Array, b: Array, out: Array, workspace: Workspace) -> None:
     _good(runner, a, b, out, workspace)
     runner.memory["calls"] = runner.memory.get("calls", 0) + 1
@@ -197,6 +207,7 @@ FAULTS: list[tuple[Break, str]] = [
     (takes_too_much_workspace, "workspace: .* declares"),
     (allocates_too_much, "workspace: .* declares"),
     (reads_old_workspace, "repeatable: .* other bits"),
+    (reads_old_workspace_from_c, "repeatable: .* other bits"),
     (changes_its_mind, "repeatable: .* other bits"),
     (remembers_filters_by_address, "stateless: .* second call"),
     (shares_a_buffer, "threads: .* beside other threads"),

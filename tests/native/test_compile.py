@@ -154,7 +154,7 @@ def test_directory_that_is_a_file(objects: Path, gcc: str) -> None:
     refused("compiled objects cannot be kept")
     x, w = np.ones((1, 1, 5, 5), "f"), np.ones((1, 1, 3, 3), "f")
     with autoconv.settings(tune_budget_s=0.05):
-        np.testing.assert_array_equal(autoconv.conv2d(x, w), np.full((1, 1, 3, 3), 9, "f"))
+        np.testing.assert_allclose(autoconv.conv2d(x, w), np.full((1, 1, 3, 3), 9, "f"), rtol=1e-5)  # whoever wins
 
 
 def test_directory_below_a_file(objects: Path, gcc: str, monkeypatch: pytest.MonkeyPatch) -> None:
