@@ -37,7 +37,7 @@ def reason() -> str:
 def everything_else_works() -> None:
     x, w = np.ones((1, 1, 9, 9), "f"), np.ones((1, 1, 3, 3), "f")
     with autoconv.settings(on_miss="heuristic"):
-        np.testing.assert_array_equal(autoconv.conv2d(x, w), np.full((1, 1, 7, 7), 9, "f"))
+        np.testing.assert_allclose(autoconv.conv2d(x, w), np.full((1, 1, 7, 7), 9, "f"), rtol=1e-5)  # whoever wins
         assert not autoconv.plan(SPEC).implementation.startswith("native.")
 
 
