@@ -32,6 +32,9 @@ from autoconv.spec import ConvSpec, Op
 HERE = Path(__file__).parent
 REST_S = 0.06  # longer than any pool here spins: OpenBLAS's threads do for up to 40 ms
 SAMPLE_S = 0.03
+HOPELESS = 8.0  # an engine this much slower than the fastest is sampled twice, not in every round
+LONG_S = 0.2  # a call this long needs no warming up
+WRONG = 1e-3  # of the largest value: an engine this far from the first one was asked something else
 FORMATS = {
     "autoconv": ("autoconv", "autoconv-nhwc"),
     "torch": ("torch", "torch-nhwc"),
@@ -105,13 +108,26 @@ def race(workers: list[Worker], name: str, spec: ConvSpec, varying: bool, rounds
         assert judge is not None
         scale = float(np.abs(judge).max()) or 1.0
         record["engines"][engine]["difference"] = float(np.abs(answer - judge).max()) / scale
+    for worker in list(able):
+        entry = record["engines"][worker.name]
+        if not entry["difference"] < WRONG:
+            entry["reason"] = f"its answer differs by {entry['difference']:.1e} of the largest value"
+            able.remove(worker)
     for _ in range(rounds):
+        fastest = min((samples[0] for samples in _samples(record)), default=0.0)
         for worker in random.sample(able, len(able)):
+            samples = record["engines"][worker.name]["samples"]
+            if len(samples) > 1 and min(samples) > HOPELESS * fastest:
+                continue  # two samples say all there is to say
             time.sleep(REST_S)
-            said = worker.ask({"sample": SAMPLE_S})
+            said = worker.ask({"sample": SAMPLE_S, "warm": not samples or samples[0] < LONG_S})
             if "median_s" in said:
-                record["engines"][worker.name]["samples"].append(said["median_s"])
+                samples.append(said["median_s"])
     return record
+
+
+def _samples(record: dict[str, Any]) -> list[list[float]]:
+    return [entry["samples"] for entry in record["engines"].values() if entry.get("samples")]
 
 
 def best(record: dict[str, Any], names: tuple[str, ...]) -> list[float] | None:

@@ -151,8 +151,19 @@ def openvino_engine(spec: ConvSpec, varying: bool) -> Made:
         "INFERENCE_NUM_THREADS": THREADS, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32",
     }  # fmt: skip
     request = ov.Core().compile_model(ov.Model([node], [data]), "CPU", options).create_infer_request()
-    request.set_input_tensor(ov.Tensor(first, shared_memory=True))
-    return request.infer, (lambda: (request.infer(), request.get_output_tensor().data)[1]), f"openvino {ov.__version__}"
+    shared = ov.Tensor(first, shared_memory=True)
+    request.set_input_tensor(shared)
+    held = (first, second, shared)  # their memory must live as long as the request
+
+    def call() -> None:
+        assert held
+        request.infer()
+
+    def result() -> np.ndarray:
+        call()
+        return np.array(request.get_output_tensor().data)
+
+    return call, result, f"openvino {ov.__version__}"
 
 
 def ncnn_engine(spec: ConvSpec, varying: bool) -> Made:
@@ -182,7 +193,7 @@ def ncnn_engine(spec: ConvSpec, varying: bool) -> Made:
             binary.write(b"\0\0\0\0" + second.tobytes())
         net.load_param(param)
         net.load_model(weights)
-    image = ncnn.Mat(first[0])
+    image = ncnn.Mat(np.ascontiguousarray(first[0])).clone()  # a copy of its own: Mat does not keep the array alive
 
     def call() -> Any:
         extractor = net.create_extractor()
@@ -282,7 +293,8 @@ def serve(name: str) -> None:
                 answer = {"ok": False, "reason": f"{type(error).__name__}: {error}"}
         else:
             assert call is not None
-            call()
+            if request.get("warm", True):
+                call()
             times = []
             end = time.perf_counter() + request["sample"]
             while not times or time.perf_counter() < end:

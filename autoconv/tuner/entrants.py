@@ -180,8 +180,9 @@ def _fail(entrant: Entrant, error: Exception) -> None:
 def placed(stand: Stand, entrants: Sequence[Entrant], *, cut_short: bool) -> list[Measurement]:
     """The rows of a race. In one that was cut short, whoever was still running is `partial`.
 
-    Who left early is placed by the paired ratio to the best, times the best's median: its own median
-    would be of other minutes than the best's.
+    Who left early is placed by the paired ratio to the best, times the best's median: its own median would be
+    of other minutes than the best's. But never ahead of its own median: one disturbed sample of the best must
+    not turn a loser into the winner.
     """
     for entrant in entrants:
         contestant = entrant.contestant
@@ -207,6 +208,6 @@ def placed(stand: Stand, entrants: Sequence[Entrant], *, cut_short: bool) -> lis
         median_s = contestant.median_s
         if contestant.left and best is not None:
             ratios = [a / b for a, b in zip(contestant.samples, best.samples, strict=False)]
-            median_s = median(ratios) * best.median_s
+            median_s = max(median_s, median(ratios) * best.median_s)
         rows.append(stand.row(entrant, contestant.samples, median_s))
     return rows

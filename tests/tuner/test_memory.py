@@ -121,6 +121,23 @@ def test_who_left_early_is_placed_by_paired_ratio(world: World) -> None:
     assert rows["test.early"].median_s == pytest.approx(1.2 * (rows["test.best"].median_s or 0), rel=0.05)
 
 
+def test_a_disturbed_sample_of_the_best_does_not_make_a_loser_the_winner(world: World) -> None:
+    disturbance = [100.0]
+    world.add("test.best", lambda _: 1e-3 * disturbance[0], estimate=1e-3)
+    world.add("test.second", 2e-3, estimate=2e-3)
+    world.add("test.loser", 9e-3, estimate=9e-3)
+
+    def watch(stage: str, detail: str, done: int, total: int) -> None:
+        if stage == "time":
+            disturbance[0] = 1.0  # only its trial fell into a busy moment
+
+    result = world.tune(budget_s=10.0, watch=watch)
+    assert winner(result) == "test.best"
+    rows = {row.choice.implementation: row for row in result.rows}
+    assert len(rows["test.loser"].samples) == 1
+    assert rows["test.loser"].median_s == pytest.approx(9e-3)
+
+
 # Hopeless estimates ------------------------------------------------------------------------------
 
 
