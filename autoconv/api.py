@@ -1,28 +1,25 @@
 """The public functions. Each reads a problem off its arguments, asks dispatch for the plan, and runs it.
 
 A call that was made before with arrays of the same shapes, strides and dtypes costs one look-up
-before the implementation runs; everything below `_first_*` happens once.
+before the implementation runs; what happens the first time is in `calling`.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from autoconv import arrays, dispatch, options, shapes
-from autoconv.arrays import Array
-from autoconv.device import cpu, find_device
-from autoconv.errors import InvalidOption, InvalidSpec, InvalidType, NoImplementation
+from autoconv import calling, dispatch, options
+from autoconv.catalogue import ImplementationRecord, implementations
+from autoconv.device import find_device
+from autoconv.errors import InvalidOption, InvalidType, NoImplementation
 from autoconv.explaining import Explanation, explain_spec
 from autoconv.implementation import Implementation
-from autoconv.planning import Plan, thread_workspace
+from autoconv.planning import Plan
 from autoconv.progress import Progress
 from autoconv.registry import default_registry
-from autoconv.spec import ConvSpec, Op, dtype_code
+from autoconv.spec import ConvSpec, Op
 from autoconv.verbose import announce
 
 if TYPE_CHECKING:
@@ -39,8 +36,6 @@ __all__ = [
     "register",
     "tune",
 ]
-
-_Call = Callable[[Any, Any, Any, Any], Any]
 
 
 def conv2d(
@@ -102,9 +97,9 @@ def conv2d(
     (1, 1, 2, 2)
     """
     if image_shape is not None:
-        _check_declared("image_shape", image_shape, "input", input)
+        calling.check_declared("image_shape", image_shape, "input", input)
     if filter_shape is not None:
-        _check_declared("filter_shape", filter_shape, "filters", filters)
+        calling.check_declared("filter_shape", filter_shape, "filters", filters)
     try:
         key = (
             Op.FPROP, type(input), input.shape, input.strides, input.dtype, type(filters), filters.shape,
@@ -114,7 +109,7 @@ def conv2d(
     except (AttributeError, TypeError):  # not a NumPy array, or an unhashable spelling
         call = None
     if call is None:
-        return _first_conv(
+        return calling.first_conv(
             2, input, filters, border_mode, subsample, filter_dilation, num_groups, filter_flip, bias, out
         )
     return call(input, filters, bias, out)
@@ -154,7 +149,7 @@ def conv2d_grad_wrt_inputs(
     except (AttributeError, TypeError):
         call = None
     if call is None:
-        return _first_dgrad(
+        return calling.first_dgrad(
             2, output_grad, filters, input_shape, border_mode, subsample, filter_dilation, num_groups, filter_flip, out
         )
     return call(output_grad, filters, None, out)
@@ -194,207 +189,10 @@ def conv2d_grad_wrt_weights(
     except (AttributeError, TypeError):
         call = None
     if call is None:
-        return _first_wgrad(
+        return calling.first_wgrad(
             2, input, output_grad, filter_shape, border_mode, subsample, filter_dilation, num_groups, filter_flip, out
         )
     return call(input, output_grad, None, out)
-
-
-# The first call of its kind ----------------------------------------------------------------------
-
-
-def _first_conv(
-    rank: int,
-    image: Any,
-    filters: Any,
-    border_mode: Any,
-    subsample: Any,
-    filter_dilation: Any,
-    num_groups: Any,
-    filter_flip: Any,
-    bias: Any,
-    out: Any,
-) -> Any:
-    x, w = _operand(image, rank, "input"), _operand(filters, rank, "filters")
-    spec = _spec(Op.FPROP, x.shape, w.shape, x, w, border_mode, subsample, filter_dilation, num_groups, filter_flip)
-    chosen = _plan(spec)
-    if type(image) is np.ndarray and type(filters) is np.ndarray:
-        key = (
-            Op.FPROP, np.ndarray, x.shape, x.strides, x.dtype, np.ndarray, w.shape, w.strides, w.dtype,
-            border_mode, subsample, filter_dilation, num_groups, filter_flip,
-        )  # fmt: skip
-        _keep(key, chosen, x, w)
-    return chosen(image, filters, bias, out)
-
-
-def _first_dgrad(
-    rank: int,
-    output_grad: Any,
-    filters: Any,
-    input_shape: Any,
-    border_mode: Any,
-    subsample: Any,
-    filter_dilation: Any,
-    num_groups: Any,
-    filter_flip: Any,
-    out: Any,
-) -> Any:
-    dy, w = _operand(output_grad, rank, "output_grad"), _operand(filters, rank, "filters")
-    groups = shapes.as_int(num_groups, "num_groups", 1)
-    shape = _filled("input_shape", input_shape, (dy.shape[0], w.shape[1] * groups), rank)
-    spec = _spec(Op.DGRAD, shape, w.shape, dy, w, border_mode, subsample, filter_dilation, num_groups, filter_flip)
-    _check_output_grad(spec, dy)
-    chosen = _plan(spec)
-    if type(output_grad) is np.ndarray and type(filters) is np.ndarray:
-        key = (
-            Op.DGRAD, np.ndarray, dy.shape, dy.strides, dy.dtype, np.ndarray, w.shape, w.strides, w.dtype,
-            input_shape, border_mode, subsample, filter_dilation, num_groups, filter_flip,
-        )  # fmt: skip
-        _keep(key, chosen, dy, w)
-    return chosen(output_grad, filters, None, out)
-
-
-def _first_wgrad(
-    rank: int,
-    image: Any,
-    output_grad: Any,
-    filter_shape: Any,
-    border_mode: Any,
-    subsample: Any,
-    filter_dilation: Any,
-    num_groups: Any,
-    filter_flip: Any,
-    out: Any,
-) -> Any:
-    x, dy = _operand(image, rank, "input"), _operand(output_grad, rank, "output_grad")
-    groups = shapes.as_int(num_groups, "num_groups", 1)
-    shape = _filled("filter_shape", filter_shape, (dy.shape[1], x.shape[1] // groups), rank)
-    spec = _spec(Op.WGRAD, x.shape, shape, x, dy, border_mode, subsample, filter_dilation, num_groups, filter_flip)
-    _check_output_grad(spec, dy)
-    chosen = _plan(spec)
-    if type(image) is np.ndarray and type(output_grad) is np.ndarray:
-        key = (
-            Op.WGRAD, np.ndarray, x.shape, x.strides, x.dtype, np.ndarray, dy.shape, dy.strides, dy.dtype,
-            filter_shape, border_mode, subsample, filter_dilation, num_groups, filter_flip,
-        )  # fmt: skip
-        _keep(key, chosen, x, dy)
-    return chosen(image, output_grad, None, out)
-
-
-def _operand(value: Any, rank: int, name: str) -> Array:
-    array = arrays.as_numpy(value, name)
-    if array.ndim != rank + 2:
-        axes = "(batch, channels, " if name != "filters" else "(filters, channels, "
-        raise InvalidType(
-            f"{name} needs {rank + 2} dimensions {axes}{rank} spatial), got {array.ndim}: shape {array.shape}"
-        )
-    try:
-        dtype_code(array.dtype)
-    except InvalidType as error:
-        raise InvalidType(f"{name}: {error}") from None
-    return array
-
-
-def _spec(
-    op: Op,
-    input_shape: tuple[int, ...],
-    filter_shape: tuple[int, ...],
-    first: Array,
-    second: Array,
-    border_mode: Any,
-    subsample: Any,
-    filter_dilation: Any,
-    num_groups: Any,
-    filter_flip: Any,
-) -> ConvSpec:
-    """The spec of a call, every refusal in the words of the public keywords."""
-    rank = len(filter_shape) - 2
-    groups = shapes.as_int(num_groups, "num_groups", 1)
-    for name, count in (("input", input_shape[1]), ("filters", filter_shape[0])):
-        if count % groups:
-            raise InvalidSpec(f"num_groups must divide the {count} channels of {name}, got {groups}")
-    return ConvSpec._build(
-        op,
-        input_shape,
-        filter_shape,
-        padding=border_mode,
-        stride=shapes.per_axis(subsample, rank, "subsample"),
-        dilation=shapes.per_axis(filter_dilation, rank, "filter_dilation"),
-        groups=groups,
-        flip=bool(filter_flip),
-        layout=arrays.memory_layout(first),
-        dtype=np.result_type(first.dtype, second.dtype),
-    )
-
-
-def _filled(name: str, declared: Any, known: tuple[int, int], rank: int) -> tuple[int, ...]:
-    """A gradient's target shape with None in its first two places replaced by what the arrays say."""
-    if not hasattr(declared, "__iter__"):
-        raise InvalidType(f"{name} needs {rank + 2} entries, got {declared!r}")
-    entries = tuple(declared)
-    if len(entries) != rank + 2:
-        raise InvalidType(f"{name} needs {rank + 2} entries, got {len(entries)}: {entries}")
-    filled = [known[i] if i < 2 and entry is None else entry for i, entry in enumerate(entries)]
-    return tuple(shapes.as_int(entry, f"{name}[{i}]") for i, entry in enumerate(filled))
-
-
-def _check_output_grad(spec: ConvSpec, output_grad: Array) -> None:
-    if output_grad.shape != spec.output_shape:
-        raise InvalidSpec(
-            f"output_grad must have the forward output's shape {spec.output_shape}, got {output_grad.shape}"
-        )
-
-
-def _check_declared(name: str, declared: Sequence[int | None], operand: str, value: Any) -> None:
-    if not hasattr(declared, "__iter__"):
-        raise InvalidType(f"{name} must be a sequence with an entry per dimension of {operand}, got {declared!r}")
-    shape = tuple(getattr(value, "shape", ()))
-    entries = tuple(declared)
-    if len(entries) != len(shape):
-        raise InvalidType(f"{name} declares {len(entries)} dimensions, {operand} has {len(shape)}: {shape}")
-    if any(want is not None and want != got for want, got in zip(entries, shape, strict=True)):
-        raise InvalidSpec(f"{name} declares {entries}, {operand} has shape {shape}")
-
-
-def _plan(spec: ConvSpec) -> Plan:
-    return dispatch.plan_for(spec, cpu(options.current_scope().settings.threads))
-
-
-def _keep(key: Any, chosen: Plan, first: Array, second: Array) -> None:
-    """Remember the call for `key`, shortened where the operands need no conversion."""
-    try:
-        options.current_scope().calls[key] = _ready(chosen, first, second)
-    except TypeError:  # a list among the options: works, but is looked up the long way every time
-        return
-
-
-def _ready(chosen: Plan, first: Array, second: Array) -> _Call:
-    """A call on operands like these: straight into the runner when nothing is to be converted."""
-    spec, dtype = chosen.spec, chosen.spec.np_dtype
-    layout = spec.layout
-    second_layout = layout if spec.op is Op.WGRAD else "nchw"
-    conforms = all(
-        array.dtype == dtype and array.dtype.isnative and arrays.is_dense(array, form)
-        for array, form in ((first, layout), (second, second_layout))
-    )
-    shape = spec.result_shape
-    if not conforms or layout != "nchw" or not first.size or not second.size or not all(shape):
-        return chosen
-    runner, new = chosen._runner, np.empty
-
-    def call(a: Array, b: Array, bias: Any, out: Any) -> Any:
-        if bias is not None or out is not None or not (a.flags.aligned and b.flags.aligned):
-            return chosen(a, b, bias, out)
-        result = new(shape, dtype)
-        workspace = thread_workspace()
-        mark = workspace.mark()
-        try:
-            runner(a, b, result, workspace)
-        finally:
-            workspace.release(mark)
-        return result
-
-    return call
 
 
 # Plans, tuning, explaining -----------------------------------------------------------------------
@@ -512,52 +310,6 @@ def _as_spec(spec: ConvSpec | str) -> ConvSpec:
     if isinstance(spec, str):
         return ConvSpec.parse(spec)
     raise InvalidType(f"spec must be a ConvSpec or its text form, got {type(spec).__name__}")
-
-
-# The registry, seen from outside -----------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class ImplementationRecord:
-    """One line of `implementations()`: what is registered, and whether it can run here."""
-
-    id: str
-    version: int
-    summary: str
-    ops: tuple[str, ...]
-    ranks: tuple[int, ...]
-    dtypes: tuple[str, ...]
-    layouts: tuple[str, ...]
-    tags: tuple[str, ...]
-    deterministic: bool
-    strict_nan: bool
-    available: bool
-    reason: str
-
-
-def implementations() -> list[ImplementationRecord]:
-    """Every registered implementation in fallback order, with its reach and whether it is available here."""
-    records = []
-    for one in default_registry():
-        reason = one.unavailable()
-        doc = (type(one).__doc__ or "").strip().splitlines()
-        records.append(
-            ImplementationRecord(
-                id=one.name,
-                version=one.version,
-                summary=doc[0] if doc else "",
-                ops=tuple(op.value for op in Op if op in one.ops),
-                ranks=tuple(sorted(one.ranks)),
-                dtypes=tuple(sorted(one.dtypes)),
-                layouts=tuple(sorted(one.layouts)),
-                tags=tuple(sorted(one.tags)),
-                deterministic=one.deterministic,
-                strict_nan=one.strict_nan,
-                available=reason is None,
-                reason=reason or "",
-            )
-        )
-    return records
 
 
 def register(implementation: Implementation, *, replace: bool = False) -> None:

@@ -22,7 +22,8 @@ Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 def as_numpy(value: Any, name: str) -> Array:
     """`value` as a NumPy array sharing its memory; raises `InvalidType` for what is no array."""
     if isinstance(value, np.ndarray):
-        if isinstance(value, np.ma.MaskedArray):
+        masked = sys.modules.get("numpy.ma")  # not `np.ma`: asking for it imports it, for 10 ms
+        if masked is not None and isinstance(value, masked.MaskedArray):
             raise InvalidType(f"{name} is a masked array; fill it first, for example with .filled(0)")
         return np.asarray(value)
     if hasattr(value, "__dlpack__"):

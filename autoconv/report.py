@@ -11,8 +11,8 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from autoconv.api import ImplementationRecord
 from autoconv.benching import BenchRow
+from autoconv.catalogue import ImplementationRecord
 from autoconv.evidence import Decision, Measurement, Miss
 from autoconv.showing import Memory
 from autoconv.tables import Report, Table

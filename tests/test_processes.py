@@ -37,9 +37,9 @@ from autoconv.registry import Registry
 from autoconv.spec import ConvSpec
 from autoconv.tuner import Tuner
 
-path, seed, rounds, *texts = sys.argv[1:]
+path, fakes, seed, rounds, *texts = sys.argv[1:]
 registry = Registry()
-for name in %r:
+for name in fakes.split(","):
     registry.register(type(name, (Direct,), {"name": name})())
 store = open_store(path)
 random.Random(int(seed)).shuffle(texts)
@@ -49,7 +49,7 @@ for number in range(int(rounds)):
         limits = Settings().limits(spec.dtype)
         Tuner(registry, store).tune(spec, cpu(), limits, budget_s=0.05, retune=number > 0)
         print(text, flush=True)
-""" % (FAKES,)
+"""
 
 
 def start(code: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
@@ -73,7 +73,7 @@ def check_database(path: Path) -> None:
 def test_eight_processes_tune_overlapping_specs_at_once(tmp_path: Path) -> None:
     path = tmp_path / "store.sqlite"
     shares = [[SPECS[(first + step) % len(SPECS)] for step in range(8)] for first in range(8)]
-    running = [start(TUNE, str(path), str(seed), "1", *share) for seed, share in enumerate(shares)]
+    running = [start(TUNE, str(path), ",".join(FAKES), str(seed), "1", *share) for seed, share in enumerate(shares)]
     for process in running:
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
@@ -84,14 +84,14 @@ def test_eight_processes_tune_overlapping_specs_at_once(tmp_path: Path) -> None:
         spec = ConvSpec.parse(text)
         rows = store.rows(str(spec), cpu().fingerprint)
         assert {row.choice.implementation for row in rows} == set(FAKES)
-        assert all(row.usable for row in rows)
+        assert {row.status for row in rows} <= {"ok", "partial"}  # eight at once: a budget may end before the last turn
         assert decide(rows, Settings().limits("f32")) is not None
 
 
 def test_a_process_killed_while_tuning_leaves_what_it_committed(tmp_path: Path) -> None:
     path = tmp_path / "store.sqlite"
     for attempt in range(4):
-        process = start(TUNE, str(path), str(attempt), "1000", *SPECS)
+        process = start(TUNE, str(path), ",".join(FAKES), str(attempt), "1000", *SPECS)
         assert process.stdout is not None
         done = {process.stdout.readline().strip() for _ in range(4 + attempt)}
         time.sleep(0.013 * attempt)  # somewhere else in the race each time
@@ -102,7 +102,7 @@ def test_a_process_killed_while_tuning_leaves_what_it_committed(tmp_path: Path) 
         for text in done:
             rows = store.rows(str(ConvSpec.parse(text)), cpu().fingerprint)
             assert {row.choice.implementation for row in rows} == set(FAKES)
-    survivor = start(TUNE, str(path), "9", "1", *SPECS)
+    survivor = start(TUNE, str(path), ",".join(FAKES), "9", "1", *SPECS)
     _, errors = survivor.communicate(timeout=60)
     assert (survivor.returncode, errors) == (0, ""), "the next process neither waits for the dead nor complains"
 

@@ -7,6 +7,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 from pathlib import Path
@@ -180,7 +181,7 @@ def test_full_or_read_only_disk(fails: str, objects: Path, gcc: str, monkeypatch
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as broken:
-        broken.setattr(*((_compile.tempfile, fails) if fails == "mkstemp" else (Path, fails)), full)
+        broken.setattr(*((tempfile, fails) if fails == "mkstemp" else (Path, fails)), full)
         with pytest.raises(CompileError, match=r"cannot be kept: .*No space left"):
             build()
     assert not [path.name for path in objects.iterdir() if path.suffix != ".json"]

@@ -10,7 +10,7 @@ Vectors are GCC's (and Clang's) vector extensions, so that one text serves AVX-5
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import resources
+from pathlib import Path
 
 __all__ = ["ITEM_BYTES", "defines", "lanes", "literal", "prelude", "registers", "template", "transpose"]
 
@@ -41,7 +41,7 @@ def defines(constants: Mapping[str, int]) -> str:
 
 def template(name: str) -> str:
     """The text of a C template that lies beside the Python of its family."""
-    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
 
 
 def prelude(dtype: str, vector_bytes: int, threads: int) -> str:

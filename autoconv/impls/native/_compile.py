@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -94,6 +93,8 @@ def _digest(content: bytes) -> str:
 
 
 def _build(source: str, folder: Path, key: str, command: list[str]) -> Path:
+    import tempfile  # only building pays for the import, not a cached call
+
     handle, name = tempfile.mkstemp(prefix=".new-", suffix=".so", dir=folder)
     os.close(handle)
     fresh = Path(name)

@@ -12,20 +12,21 @@ import json
 import os
 import platform
 import shutil
-import signal
 import struct
-import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from autoconv.device import cpu
 from autoconv.errors import BackendMissing
 from autoconv.impls.native import _private
+
+if TYPE_CHECKING:
+    import subprocess
 
 __all__ = ["FLAGS", "CompileError", "Compiler", "compile_object", "find_compiler", "processor"]
 
@@ -92,6 +93,8 @@ def _try_out(command: tuple[str, ...]) -> Compiler:
     lines = _run([*command, "--version"], timeout_s=PROBE_TIMEOUT_S).strip().splitlines()
     version = _gist(lines[0]) if lines else "unknown version"
     native = "-mcpu=native" if platform.machine().lower() in ("aarch64", "arm64") else "-march=native"
+    import tempfile  # as subprocess below: only building pays for the import, not a cached call
+
     with tempfile.TemporaryDirectory(prefix="autoconv-") as folder:
         _probe([*command, *FLAGS], _PROBE, Path(folder) / "plain.so")
         tuning = (native,) if _works([*command, *FLAGS, native], _PROBE, Path(folder) / "native.so") else ()
@@ -142,6 +145,8 @@ def _remember(compiler: Compiler) -> Compiler:
     """Keep what was found, if that is possible; not without OpenMP, which may be installed any time."""
     if compiler.openmp and not _private.folder_problem():
         with suppress(OSError):
+            import tempfile
+
             target = _findings(compiler.command)
             handle, name = tempfile.mkstemp(prefix=".new-", dir=target.parent)
             try:
@@ -192,6 +197,8 @@ def _is_whole(content: bytes) -> bool:
 
 def _run(command: Sequence[str], stdin: str = "", *, timeout_s: float) -> str:
     """Output of a command; raises `CompileError` when it fails, cannot start or exceeds `timeout_s`."""
+    import subprocess
+
     pipe = subprocess.PIPE
     try:
         process = subprocess.Popen(
@@ -226,6 +233,8 @@ def _gist(text: str) -> str:
 
 
 def _end(process: subprocess.Popen[str]) -> None:
+    import signal
+
     if hasattr(os, "killpg"):
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
