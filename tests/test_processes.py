@@ -120,7 +120,7 @@ print(json.dumps({"sum": float(y.sum()), "source": plan.source, "choice": str(pl
 
 
 def test_the_next_process_finds_the_decision_and_imports_nothing_heavy(tmp_path: Path) -> None:
-    options = {"AUTOCONV_CACHE": str(tmp_path / "store.sqlite"), "AUTOCONV_REQUIRE": "numpy.im2col,numpy.kn2row"}
+    options = {"AUTOCONV_CACHE": str(tmp_path / "store.sqlite"), "AUTOCONV_REQUIRE": "numpy.im2col,numpy.direct"}
     answers = []
     for _ in range(2):
         process = start(CALL, **options)
