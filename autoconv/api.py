@@ -100,6 +100,7 @@ def conv2d(
         calling.check_declared("image_shape", image_shape, "input", input)
     if filter_shape is not None:
         calling.check_declared("filter_shape", filter_shape, "filters", filters)
+    key: Any = None
     try:
         key = (
             Op.FPROP, type(input), input.shape, input.strides, input.dtype, type(filters), filters.shape,
@@ -110,7 +111,7 @@ def conv2d(
         call = None
     if call is None:
         return calling.first_conv(
-            2, input, filters, border_mode, subsample, filter_dilation, num_groups, filter_flip, bias, out
+            key, 2, input, filters, border_mode, subsample, filter_dilation, num_groups, filter_flip, bias, out
         )
     return call(input, filters, bias, out)
 
@@ -139,6 +140,7 @@ def conv2d_grad_wrt_inputs(
 
     The other keywords are those of the forward call. Returns an array of `input_shape`; raises as `conv2d`.
     """
+    key: Any = None
     try:
         key = (
             Op.DGRAD, type(output_grad), output_grad.shape, output_grad.strides, output_grad.dtype, type(filters),
@@ -146,11 +148,21 @@ def conv2d_grad_wrt_inputs(
             num_groups, filter_flip,
         )  # fmt: skip
         call = options.current_scope().calls.get(key)
-    except (AttributeError, TypeError):
+    except (AttributeError, TypeError):  # not a NumPy array, or an unhashable spelling
         call = None
     if call is None:
         return calling.first_dgrad(
-            2, output_grad, filters, input_shape, border_mode, subsample, filter_dilation, num_groups, filter_flip, out
+            key,
+            2,
+            output_grad,
+            filters,
+            input_shape,
+            border_mode,
+            subsample,
+            filter_dilation,
+            num_groups,
+            filter_flip,
+            out,
         )
     return call(output_grad, filters, None, out)
 
@@ -179,6 +191,7 @@ def conv2d_grad_wrt_weights(
 
     The other keywords are those of the forward call. Returns an array of `filter_shape`; raises as `conv2d`.
     """
+    key: Any = None
     try:
         key = (
             Op.WGRAD, type(input), input.shape, input.strides, input.dtype, type(output_grad), output_grad.shape,
@@ -186,11 +199,21 @@ def conv2d_grad_wrt_weights(
             num_groups, filter_flip,
         )  # fmt: skip
         call = options.current_scope().calls.get(key)
-    except (AttributeError, TypeError):
+    except (AttributeError, TypeError):  # not a NumPy array, or an unhashable spelling
         call = None
     if call is None:
         return calling.first_wgrad(
-            2, input, output_grad, filter_shape, border_mode, subsample, filter_dilation, num_groups, filter_flip, out
+            key,
+            2,
+            input,
+            output_grad,
+            filter_shape,
+            border_mode,
+            subsample,
+            filter_dilation,
+            num_groups,
+            filter_flip,
+            out,
         )
     return call(input, output_grad, None, out)
 

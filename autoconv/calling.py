@@ -25,6 +25,7 @@ Call: TypeAlias = Callable[[Any, Any, Any, Any], Any]
 
 
 def first_conv(
+    key: Any,
     rank: int,
     image: Any,
     filters: Any,
@@ -36,20 +37,17 @@ def first_conv(
     bias: Any,
     out: Any,
 ) -> Any:
-    """Plan and run a forward call, and remember the call for operands like these."""
+    """Plan and run a forward call, and remember it under `key` when both operands are plain NumPy arrays."""
     x, w = _operand(image, rank, "input"), _operand(filters, rank, "filters")
     spec = _spec(Op.FPROP, x.shape, w.shape, x, w, border_mode, subsample, filter_dilation, num_groups, filter_flip)
     chosen = _plan(spec)
     if type(image) is np.ndarray and type(filters) is np.ndarray:
-        key = (
-            Op.FPROP, np.ndarray, x.shape, x.strides, x.dtype, np.ndarray, w.shape, w.strides, w.dtype,
-            border_mode, subsample, filter_dilation, num_groups, filter_flip,
-        )  # fmt: skip
         _keep(key, chosen, x, w)
     return chosen(image, filters, bias, out)
 
 
 def first_dgrad(
+    key: Any,
     rank: int,
     output_grad: Any,
     filters: Any,
@@ -69,15 +67,12 @@ def first_dgrad(
     _check_output_grad(spec, dy)
     chosen = _plan(spec)
     if type(output_grad) is np.ndarray and type(filters) is np.ndarray:
-        key = (
-            Op.DGRAD, np.ndarray, dy.shape, dy.strides, dy.dtype, np.ndarray, w.shape, w.strides, w.dtype,
-            input_shape, border_mode, subsample, filter_dilation, num_groups, filter_flip,
-        )  # fmt: skip
         _keep(key, chosen, dy, w)
     return chosen(output_grad, filters, None, out)
 
 
 def first_wgrad(
+    key: Any,
     rank: int,
     image: Any,
     output_grad: Any,
@@ -97,10 +92,6 @@ def first_wgrad(
     _check_output_grad(spec, dy)
     chosen = _plan(spec)
     if type(image) is np.ndarray and type(output_grad) is np.ndarray:
-        key = (
-            Op.WGRAD, np.ndarray, x.shape, x.strides, x.dtype, np.ndarray, dy.shape, dy.strides, dy.dtype,
-            filter_shape, border_mode, subsample, filter_dilation, num_groups, filter_flip,
-        )  # fmt: skip
         _keep(key, chosen, x, dy)
     return chosen(image, output_grad, None, out)
 

@@ -8,9 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
-import shutil
 import stat
-import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +19,7 @@ import numpy as np
 import autoconv
 from autoconv import api, dispatch, options
 from autoconv.device import find_device
+from autoconv.impls.native._compiler import find_compiler
 from autoconv.registry import default_registry
 
 __all__ = ["examine"]
@@ -41,8 +40,6 @@ OPTIONAL = {  # what to look for -> distributions that bring it, and the module 
     "matplotlib": (("matplotlib",), "matplotlib"),
 }
 CORE = ("numpy", "sqlalchemy", "platformdirs", "rich", "click")
-COMPILERS = ("cc", "gcc", "clang")
-COMPILER_TIMEOUT_S = 10.0
 
 
 class _Described(Protocol):
@@ -117,17 +114,11 @@ def _library(distributions: tuple[str, ...], module: str) -> str:
 
 
 def _compiler() -> dict[str, Any]:
-    wanted = [os.environ["CC"]] if os.environ.get("CC") else list(COMPILERS)
-    path = next((found for name in wanted if (found := shutil.which(name.split()[0]))), None)
-    if path is None:
-        return {"found": f"none of {', '.join(wanted)}: generated kernels are refused, everything else works"}
-    try:
-        answer = subprocess.run(
-            [path, "--version"], capture_output=True, text=True, timeout=COMPILER_TIMEOUT_S, check=True
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        return {"found": path, "version": f"cannot be run: {error}"}
-    return {"found": path, "version": answer.stdout.partition("\n")[0].strip()}
+    compiler = find_compiler()
+    if isinstance(compiler, str):
+        return {"found": f"{compiler}: generated kernels are refused, everything else works"}
+    openmp = "yes" if compiler.openmp else "no: generated kernels use one thread"
+    return {"found": " ".join(compiler.command), "version": compiler.version, "openmp": openmp}
 
 
 def _cache(faults: list[str]) -> dict[str, Any]:
