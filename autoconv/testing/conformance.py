@@ -24,6 +24,7 @@ from autoconv.tuner.tolerance import ALGORITHMS
 __all__ = ["CHECKS", "check_case", "check_implementation"]
 
 SLACK_BYTES = 1 << 18  # NumPy's iterators buffer 8192 elements of up to three operands, whatever the problem's size
+WORKSPACE_CALLS = 4  # calls that must all exceed the declaration before it counts as exceeded
 
 # The checks: each yields what is wrong -----------------------------------------------------------
 
@@ -101,22 +102,39 @@ def _threads(case: Case) -> Iterator[str]:
 
 
 def _workspace(case: Case) -> Iterator[str]:
-    """What one call allocates, in the arena or behind its back; memory that C takes for itself is not seen."""
+    """What one call allocates, in the arena or behind its back; memory that C takes for itself is not seen.
+
+    The counter sees the whole process, so what other threads allocate meanwhile counts too: the least of
+    several calls is what the implementation itself needs.
+    """
     left, right, out = Rings().operands(case.spec, *operands(case.spec, case.rng))
-    case.plan.run(left, right, out, Workspace())
+
+    def call() -> None:
+        case.plan.run(left, right, out, Workspace())
+
+    call()
+    allowed = case.built.workspace_bytes + SLACK_BYTES
+    uses: list[int] = []
+    while len(uses) < WORKSPACE_CALLS:
+        uses.append(_peak_bytes(call))
+        if uses[-1] <= allowed:
+            return
+    yield f"uses {min(uses)} bytes of workspace, declares {case.built.workspace_bytes}"
+
+
+def _peak_bytes(call: Callable[[], None]) -> int:
+    """How much more than before is allocated at the worst moment of `call`."""
     running = tracemalloc.is_tracing()
     if not running:
         tracemalloc.start(1)
-    tracemalloc.reset_peak()
-    before = tracemalloc.get_traced_memory()[0]
     try:
-        case.plan.run(left, right, out, Workspace())
-        used = tracemalloc.get_traced_memory()[1] - before
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        call()
+        return tracemalloc.get_traced_memory()[1] - before
     finally:
         if not running:
             tracemalloc.stop()
-    if used > case.built.workspace_bytes + SLACK_BYTES:
-        yield f"uses {used} bytes of workspace, declares {case.built.workspace_bytes}"
 
 
 def _nonfinite(case: Case) -> Iterator[str]:

@@ -229,6 +229,19 @@ def test_passes_what_is_not_broken() -> None:
     )
 
 
+def test_memory_of_another_thread_is_not_held_against_a_call() -> None:
+    """Allocations are counted for the whole process: what only some calls seem to need is somebody else's."""
+
+    def sometimes(runner: Any, spec: ConvSpec, a: Array, b: Array, out: Array, workspace: Workspace) -> None:
+        runner.memory["calls"] = runner.memory.get("calls", 0) + 1
+        if runner.memory["calls"] % 3 == 2:
+            runner.memory["elsewhere"] = np.empty(1 << 21, np.uint8)
+        _good(runner, a, b, out, workspace)
+        runner.memory.pop("elsewhere", None)
+
+    testing.check_case(_Broken(sometimes), testing.CASES["plain"], checks=["workspace"])
+
+
 def test_catches_a_wrong_bind() -> None:
     def bind(runner: Any, filters: Array) -> BoundRunner:
         def bound(a: Array, out: Array, workspace: Workspace) -> None:
