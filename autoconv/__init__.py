@@ -11,14 +11,22 @@
 
 from autoconv.api import (
     ImplementationRecord,
-    conv2d,
-    conv2d_grad_wrt_inputs,
-    conv2d_grad_wrt_weights,
     explain,
     implementations,
     plan,
     register,
     tune,
+)
+from autoconv.convolving import (
+    conv1d,
+    conv1d_grad_wrt_inputs,
+    conv1d_grad_wrt_weights,
+    conv2d,
+    conv2d_grad_wrt_inputs,
+    conv2d_grad_wrt_weights,
+    conv3d,
+    conv3d_grad_wrt_inputs,
+    conv3d_grad_wrt_weights,
 )
 from autoconv.errors import (
     AutoconvError,
@@ -61,9 +69,15 @@ __all__ = [
     "SchemaTooNew",
     "Settings",
     "WrongAnswer",
+    "conv1d",
+    "conv1d_grad_wrt_inputs",
+    "conv1d_grad_wrt_weights",
     "conv2d",
     "conv2d_grad_wrt_inputs",
     "conv2d_grad_wrt_weights",
+    "conv3d",
+    "conv3d_grad_wrt_inputs",
+    "conv3d_grad_wrt_weights",
     "explain",
     "implementations",
     "plan",

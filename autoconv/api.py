@@ -1,16 +1,12 @@
-"""The public functions. Each reads a problem off its arguments, asks dispatch for the plan, and runs it.
-
-A call that was made before with arrays of the same shapes, strides and dtypes costs one look-up
-before the implementation runs; what happens the first time is in `calling`.
-"""
+"""Plans made beforehand: what `autoconv` offers about problems, apart from convolving arrays (`convolving`)."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
-from autoconv import calling, dispatch, options
+from autoconv import dispatch, options
 from autoconv.catalogue import ImplementationRecord, implementations
 from autoconv.device import find_device
 from autoconv.errors import InvalidOption, InvalidType, NoImplementation
@@ -19,7 +15,7 @@ from autoconv.implementation import Implementation
 from autoconv.planning import Plan
 from autoconv.progress import Progress
 from autoconv.registry import default_registry
-from autoconv.spec import ConvSpec, Op
+from autoconv.spec import ConvSpec
 from autoconv.verbose import announce
 
 if TYPE_CHECKING:
@@ -27,198 +23,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ImplementationRecord",
-    "conv2d",
-    "conv2d_grad_wrt_inputs",
-    "conv2d_grad_wrt_weights",
     "explain",
     "implementations",
     "plan",
     "register",
     "tune",
 ]
-
-
-def conv2d(
-    input: Any,
-    filters: Any,
-    *,
-    border_mode: Any = "valid",
-    subsample: Any = (1, 1),
-    filter_dilation: Any = (1, 1),
-    num_groups: int = 1,
-    filter_flip: bool = True,
-    bias: Any = None,
-    image_shape: Sequence[int | None] | None = None,
-    filter_shape: Sequence[int | None] | None = None,
-    out: Any = None,
-) -> Any:
-    """Two-dimensional convolution of a batch of images with a bank of filters, by the fastest engine here.
-
-    Parameters
-    ----------
-    input : array, shape (N, C, H, W)
-        Float16, bfloat16, float32 or float64, any strides; channels-last memory is used as it is.
-    filters : array, shape (K, C / num_groups, R, S)
-    border_mode : "valid", "full", "half", "same", int, (int, int) or ((before, after), (before, after))
-        Zeros around the image. "full" is the dilated kernel - 1 on every side, "half" the dilated
-        kernel // 2, "same" gives an output of ceil(input / subsample).
-    subsample : int or (int, int)
-        Stride of the output.
-    filter_dilation : int or (int, int)
-        Spacing of the kernel's taps.
-    num_groups : int
-        Groups of channels convolved apart; divides C and K.
-    filter_flip : bool
-        True is a true convolution (the filter is flipped), False a cross-correlation.
-    bias : array, shape (K,), optional
-        Added to every output of its channel.
-    image_shape, filter_shape : sequence of int or None, optional
-        Declared shapes, checked against the arrays; None leaves a dimension open.
-    out : array, shape (N, K, P, Q), optional
-        Receives the result, and is returned.
-
-    Returns
-    -------
-    array, shape (N, K, P, Q)
-        Of the caller's kind, dtype (promoted as NumPy does) and memory format, with
-        P = floor((H + before + after - ((R - 1) * dilation + 1)) / stride) + 1.
-
-    Raises
-    ------
-    InvalidType
-        Wrong rank or dtype (also a `TypeError`).
-    InvalidSpec
-        Sizes that do not fit together (also a `ValueError`).
-    NoImplementation
-        Nothing here may run it under the current settings.
-
-    >>> import autoconv, numpy as np
-    >>> autoconv.conv2d(np.ones((1, 1, 4, 4)), np.ones((1, 1, 3, 3))).shape
-    (1, 1, 2, 2)
-    """
-    if image_shape is not None:
-        calling.check_declared("image_shape", image_shape, "input", input)
-    if filter_shape is not None:
-        calling.check_declared("filter_shape", filter_shape, "filters", filters)
-    key: Any = None
-    try:
-        key = (
-            Op.FPROP, type(input), input.shape, input.strides, input.dtype, type(filters), filters.shape,
-            filters.strides, filters.dtype, border_mode, subsample, filter_dilation, num_groups, filter_flip,
-        )  # fmt: skip
-        call = options.current_scope().calls.get(key)
-    except (AttributeError, TypeError):  # not a NumPy array, or an unhashable spelling
-        call = None
-    if call is None:
-        return calling.first_conv(
-            key, 2, input, filters, border_mode, subsample, filter_dilation, num_groups, filter_flip, bias, out
-        )
-    return call(input, filters, bias, out)
-
-
-def conv2d_grad_wrt_inputs(
-    output_grad: Any,
-    filters: Any,
-    input_shape: Sequence[int | None],
-    *,
-    border_mode: Any = "valid",
-    subsample: Any = (1, 1),
-    filter_dilation: Any = (1, 1),
-    num_groups: int = 1,
-    filter_flip: bool = True,
-    out: Any = None,
-) -> Any:
-    """Gradient of a scalar with respect to the input of `conv2d`, from that with respect to its output.
-
-    Parameters
-    ----------
-    output_grad : array, shape (N, K, P, Q)
-    filters : array, shape (K, C / num_groups, R, S)
-    input_shape : (N, C, H, W)
-        Shape of the forward input; its first two entries may be None and are then read off the arrays.
-    out : array, shape (N, C, H, W), optional
-
-    The other keywords are those of the forward call. Returns an array of `input_shape`; raises as `conv2d`.
-    """
-    key: Any = None
-    try:
-        key = (
-            Op.DGRAD, type(output_grad), output_grad.shape, output_grad.strides, output_grad.dtype, type(filters),
-            filters.shape, filters.strides, filters.dtype, input_shape, border_mode, subsample, filter_dilation,
-            num_groups, filter_flip,
-        )  # fmt: skip
-        call = options.current_scope().calls.get(key)
-    except (AttributeError, TypeError):  # not a NumPy array, or an unhashable spelling
-        call = None
-    if call is None:
-        return calling.first_dgrad(
-            key,
-            2,
-            output_grad,
-            filters,
-            input_shape,
-            border_mode,
-            subsample,
-            filter_dilation,
-            num_groups,
-            filter_flip,
-            out,
-        )
-    return call(output_grad, filters, None, out)
-
-
-def conv2d_grad_wrt_weights(
-    input: Any,
-    output_grad: Any,
-    filter_shape: Sequence[int | None],
-    *,
-    border_mode: Any = "valid",
-    subsample: Any = (1, 1),
-    filter_dilation: Any = (1, 1),
-    num_groups: int = 1,
-    filter_flip: bool = True,
-    out: Any = None,
-) -> Any:
-    """Gradient of a scalar with respect to the filters of `conv2d`, from that with respect to its output.
-
-    Parameters
-    ----------
-    input : array, shape (N, C, H, W)
-    output_grad : array, shape (N, K, P, Q)
-    filter_shape : (K, C / num_groups, R, S)
-        Shape of the filters; its first two entries may be None and are then read off the arrays.
-    out : array, shape (K, C / num_groups, R, S), optional
-
-    The other keywords are those of the forward call. Returns an array of `filter_shape`; raises as `conv2d`.
-    """
-    key: Any = None
-    try:
-        key = (
-            Op.WGRAD, type(input), input.shape, input.strides, input.dtype, type(output_grad), output_grad.shape,
-            output_grad.strides, output_grad.dtype, filter_shape, border_mode, subsample, filter_dilation,
-            num_groups, filter_flip,
-        )  # fmt: skip
-        call = options.current_scope().calls.get(key)
-    except (AttributeError, TypeError):  # not a NumPy array, or an unhashable spelling
-        call = None
-    if call is None:
-        return calling.first_wgrad(
-            key,
-            2,
-            input,
-            output_grad,
-            filter_shape,
-            border_mode,
-            subsample,
-            filter_dilation,
-            num_groups,
-            filter_flip,
-            out,
-        )
-    return call(input, output_grad, None, out)
-
-
-# Plans, tuning, explaining -----------------------------------------------------------------------
 
 
 def plan(spec: ConvSpec | str, device: str | None = None) -> Plan:

@@ -22,7 +22,7 @@ from _blocks import ROOT, fill
 
 import autoconv
 from autoconv import dispatch, options, workloads
-from autoconv.api import conv2d
+from autoconv.convolving import conv2d
 from autoconv.device import cpu
 from autoconv.evidence import Limits, decide, latest
 from autoconv.impls import BUILTIN

@@ -19,7 +19,7 @@ ROOT = Path(autoconv.__file__).parent
 
 ORDER = (
     "errors", "shapes", "spec", "device", "arrays", "evidence", "options", "planning", "implementation", "registry",
-    "catalogue", "tuner", "dispatch", "calling", "api",
+    "catalogue", "tuner", "dispatch", "calling", "convolving", "api",
 )  # fmt: skip
 """Each may import what stands before it. What is not listed (report, cli, ...) stands on top."""
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import pickle
+import pydoc
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +85,8 @@ def test_all_is_what_is_exported() -> None:
 
 def test_the_design_names_are_there() -> None:
     wanted = {
-        "ConvSpec", "conv2d", "conv2d_grad_wrt_inputs", "conv2d_grad_wrt_weights", "explain", "implementations", "plan",
-        "register", "settings", "tune",
+        "ConvSpec", "conv2d", "conv2d_grad_wrt_inputs", "conv2d_grad_wrt_weights", "conv3d", "conv3d_grad_wrt_inputs",
+        "conv3d_grad_wrt_weights", "explain", "implementations", "plan", "register", "settings", "tune",
     }  # fmt: skip
     assert wanted <= set(autoconv.__all__)
     from autoconv import errors
@@ -98,25 +100,37 @@ def test_names_exist_in_a_fresh_interpreter() -> None:
     assert done.stdout.strip() == autoconv.__version__
 
 
-KEYWORDS = {
-    "border_mode": "valid", "subsample": (1, 1), "filter_dilation": (1, 1), "num_groups": 1, "filter_flip": True,
-    "out": None,
-}  # fmt: skip
+KEYWORDS = {"border_mode": "valid", "num_groups": 1, "filter_flip": True, "out": None}
+FAMILY = {
+    "": (["input", "filters"], {"bias": None, "image_shape": None, "filter_shape": None}),
+    "_grad_wrt_inputs": (["output_grad", "filters", "input_shape"], {}),
+    "_grad_wrt_weights": (["input", "output_grad", "filter_shape"], {}),
+}
 
 
-@pytest.mark.parametrize(
-    ("function", "positional", "more"),
-    [
-        (autoconv.conv2d, ["input", "filters"], {"bias": None, "image_shape": None, "filter_shape": None}),
-        (autoconv.conv2d_grad_wrt_inputs, ["output_grad", "filters", "input_shape"], {}),
-        (autoconv.conv2d_grad_wrt_weights, ["input", "output_grad", "filter_shape"], {}),
-    ],
-)
-def test_signatures(function: Callable[..., Any], positional: list[str], more: dict[str, Any]) -> None:
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize("ending", FAMILY)
+def test_signatures(rank: int, ending: str) -> None:
+    function = getattr(autoconv, f"conv{rank}d{ending}")
+    positional, more = FAMILY[ending]
     parameters = inspect.signature(function).parameters
     assert [p.name for p in parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD] == positional
     keywords = {p.name: p.default for p in parameters.values() if p.kind is p.KEYWORD_ONLY}
-    assert keywords == {**KEYWORDS, **more}
+    ones = (1,) * rank
+    assert keywords == {**KEYWORDS, "subsample": ones, "filter_dilation": ones, **more}
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize("ending", FAMILY)
+def test_functions_made_for_a_rank_know_their_name(rank: int, ending: str) -> None:
+    name = f"conv{rank}d{ending}"
+    function = getattr(autoconv, name)
+    assert (function.__module__, function.__name__) == ("autoconv.convolving", name)
+    assert pickle.loads(pickle.dumps(function)) is function
+    text = pydoc.render_doc(function, renderer=pydoc.plaintext)
+    assert f"{name}({FAMILY[ending][0][0]}: " in text
+    assert f"autoconv.{name}(" in text
+    assert "{" not in text, "a placeholder was left in the documentation"
 
 
 @pytest.mark.parametrize("name", [name for name in autoconv.__all__ if callable(getattr(autoconv, name))])
