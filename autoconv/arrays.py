@@ -8,13 +8,25 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from math import prod
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from autoconv.errors import InvalidType
 
-__all__ = ["Array", "as_numpy", "conform", "dense_strides", "empty", "is_dense", "like_caller", "memory_layout"]
+__all__ = [
+    "Array",
+    "as_layout",
+    "as_numpy",
+    "axis_order",
+    "conform",
+    "dense_strides",
+    "empty",
+    "is_dense",
+    "like_caller",
+    "memory_layout",
+]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -45,26 +57,30 @@ def like_caller(result: Array, caller: Any) -> Any:
     return module.from_dlpack(result)
 
 
+def axis_order(layout: str, ndim: int) -> tuple[int, ...]:
+    """The logical axes (N, C, spatial...) in the order of `layout` in memory, slowest first."""
+    if layout == "nchw":
+        return tuple(range(ndim))
+    return (0, *range(2, ndim), 1) if layout == "nhwc" else (*range(1, ndim), 0)
+
+
 def memory_layout(array: Array) -> str:
-    """`"nhwc"` for a dense channels-last array, else `"nchw"` (which also fits both, and neither)."""
+    """The layout a dense array has; `"nchw"` where several fit, and where none does."""
     if array.flags.c_contiguous or array.ndim < 3:
         return "nchw"
-    return "nhwc" if is_dense(array, "nhwc") else "nchw"
+    return next((layout for layout in ("nhwc", "chwn") if is_dense(array, layout)), "nchw")
 
 
 def is_dense(array: Array, layout: str) -> bool:
     """Whether the elements lie without gaps in the order of `layout`."""
-    if layout == "nchw":
-        return array.flags.c_contiguous
-    return np.moveaxis(array, 1, -1).flags.c_contiguous
+    return array.transpose(axis_order(layout, array.ndim)).flags.c_contiguous
 
 
 def dense_strides(shape: Sequence[int], layout: str, itemsize: int) -> tuple[int, ...]:
     """Strides in bytes of a dense array of logical `shape` in `layout`."""
-    order = range(len(shape)) if layout == "nchw" else (0, *range(2, len(shape)), 1)
     strides = [0] * len(shape)
     step = itemsize
-    for axis in reversed(order):
+    for axis in reversed(axis_order(layout, len(shape))):
         strides[axis] = step
         step *= shape[axis]
     return tuple(strides)
@@ -83,5 +99,11 @@ def empty(shape: Sequence[int], layout: str, dtype: np.dtype[Any]) -> Array:
     """A new array of logical `shape`, dense in `layout`, its values undefined."""
     if layout == "nchw":
         return np.empty(shape, dtype)
-    batch, channels, *spatial = shape
-    return np.moveaxis(np.empty((batch, *spatial, channels), dtype), -1, 1)
+    return as_layout(np.empty(prod(shape), dtype), shape, layout)
+
+
+def as_layout(flat: Array, shape: Sequence[int], layout: str) -> Array:
+    """The elements of `flat`, one after another, as an array of logical `shape` (N, C, spatial...) dense in `layout`."""
+    order = axis_order(layout, len(shape))
+    inverse = sorted(range(len(shape)), key=order.__getitem__)
+    return flat.reshape([shape[axis] for axis in order]).transpose(inverse)

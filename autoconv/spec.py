@@ -27,7 +27,7 @@ from autoconv.errors import BackendMissing, InvalidSpec, InvalidType
 
 __all__ = ["DTYPES", "LAYOUTS", "ConvSpec", "Op", "dtype_code", "numpy_dtype"]
 
-LAYOUTS = ("nchw", "nhwc")  # channels first or last in memory, at any rank
+LAYOUTS = ("nchw", "nhwc", "chwn")  # channels first, channels last or images last in memory, at any rank
 DTYPES = {"f16": 2, "bf16": 2, "f32": 4, "f64": 8}  # code -> bytes
 
 MAX_BYTES = 1 << 62  # beyond it sizes overflow the index type of every array library
@@ -72,8 +72,9 @@ class ConvSpec:
 
     def __post_init__(self) -> None:
         _check(self)
-        if self.in_channels == 1 and self.out_channels == 1 and self.layout != "nchw":
-            object.__setattr__(self, "layout", "nchw")  # one channel: both formats are the same bytes
+        one_channel = self.in_channels == 1 and self.out_channels == 1
+        if (self.layout == "nhwc" and one_channel) or (self.layout == "chwn" and self.batch == 1):
+            object.__setattr__(self, "layout", "nchw")  # the same bytes
 
     @classmethod
     def fprop(cls, input_shape: Sequence[int], filter_shape: Sequence[int], **options: Any) -> ConvSpec:

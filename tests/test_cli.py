@@ -345,7 +345,7 @@ def test_doctor_survives_any_compiler(monkeypatch: pytest.MonkeyPatch, compiler:
         ("tune alexnet --budget inf", 2, "positive number of seconds"),
         ("tune alexnet --batch 0", 2, "--batch"),
         ("tune alexnet --threads 0", 2, "--threads"),
-        ("tune alexnet --layout chwn", 2, "--layout"),
+        ("tune alexnet --layout hwcn", 2, "--layout"),
         ("tune alexnet --dtype i8", 2, "--dtype"),
         ("tune alexnet --device tpu", 2, "device must be None or 'cpu'"),
         ("tune alexnet --device cuda:0", 1, "no implementation for device 'cuda:0'"),

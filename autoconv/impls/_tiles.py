@@ -19,7 +19,6 @@ from autoconv.spec import ConvSpec
 __all__ = [
     "Block",
     "aligned",
-    "as_layout",
     "blocks",
     "copy_window",
     "groups_first",
@@ -151,12 +150,3 @@ def reversed_taps(filters: Array, rank: int) -> Array:
 def taps_in_order(filters: Array, spec: ConvSpec) -> Array:
     """View of filters (or of their gradient) in the order of cross-correlation."""
     return reversed_taps(filters, spec.rank) if spec.flip else filters
-
-
-def as_layout(flat: Array, shape: Sequence[int], layout: str) -> Array:
-    """Flat scratch as an array of logical `shape` (N, C, spatial), dense in `layout`."""
-    if layout == "nchw":
-        return flat.reshape(shape)
-    batch, channels, *spatial = shape
-    piece = flat.reshape(batch, *spatial, channels)
-    return piece.transpose(0, piece.ndim - 1, *range(1, piece.ndim - 1))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from autoconv import arrays
 from autoconv.arrays import Array
 from autoconv.device import Device, cpu
 from autoconv.evidence import Choice, Config
@@ -76,10 +77,7 @@ class Rings:
     def array(self, shape: Sequence[int], layout: str, dtype: np.dtype[Any], fill: int = POISON) -> Array:
         """An array dense in `layout`, aligned for its dtype and no better."""
         flat = self.bytes(prod(shape) * dtype.itemsize, dtype.itemsize, fill).view(dtype)
-        if layout == "nchw":
-            return flat.reshape(shape)
-        batch, channels, *spatial = shape
-        return np.moveaxis(flat.reshape(batch, *spatial, channels), -1, 1)
+        return arrays.as_layout(flat, shape, layout)
 
     def operands(self, spec: ConvSpec, a: Array, b: Array, fill: int = POISON) -> tuple[Array, Array, Array]:
         """Read-only copies of the operands, and room for the result."""

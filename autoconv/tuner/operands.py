@@ -24,10 +24,11 @@ SLACK_BYTES = 4096  # declared workspace need not count the rounding of every pi
 
 
 class Operands:
-    """The two operands of a spec, the same in every process: uniform on [-1, 1), seeded by the spec's text."""
+    """The two operands of a spec, uniform on [-1, 1): the same in every process, or others with another `seed`."""
 
-    def __init__(self, spec: ConvSpec) -> None:
+    def __init__(self, spec: ConvSpec, seed: int = 0) -> None:
         self._spec = spec
+        self._seed = seed
         self.a, self.b = self._draw()
         self._marks = self._checksums()
 
@@ -41,7 +42,7 @@ class Operands:
 
     def _draw(self) -> tuple[Array, Array]:
         spec = self._spec
-        rng = np.random.default_rng(zlib.crc32(str(spec).encode()))
+        rng = np.random.default_rng([zlib.crc32(str(spec).encode()), self._seed])
         first, second = spec.operand_shapes
         a = _uniform(first, spec.layout, spec.np_dtype, rng)
         if spec.op is Op.WGRAD:
@@ -64,7 +65,7 @@ def _uniform(shape: Sequence[int], layout: str, dtype: np.dtype[Any], rng: np.ra
     values *= 2
     values -= 1
     array = arrays.empty(shape, layout, dtype)
-    flat = array if layout == "nchw" else np.moveaxis(array, 1, -1)
+    flat = array.transpose(arrays.axis_order(layout, array.ndim))
     flat[...] = values.astype(dtype, copy=False).reshape(flat.shape)
     return array
 
@@ -80,12 +81,7 @@ class GuardedResult:
         layout = "nchw" if spec.op is Op.WGRAD else spec.layout
         shape, dtype = spec.result_shape, spec.np_dtype
         self._piece = _GuardedBytes(prod(shape) * dtype.itemsize, SKEW)
-        flat = self._piece.inside.view(dtype)
-        if layout == "nchw":
-            self.array: Array = flat.reshape(shape)
-        else:
-            batch, channels, *spatial = shape
-            self.array = np.moveaxis(flat.reshape(batch, *spatial, channels), -1, 1)
+        self.array: Array = arrays.as_layout(self._piece.inside.view(dtype), shape, layout)
 
     @property
     def trespassed(self) -> bool:

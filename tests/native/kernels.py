@@ -26,6 +26,8 @@ OWN: dict[str, str] = {
     "images_innermost_many": "fprop n33c8 6x7 k32 3x3 p1 corr",
     "images_innermost_whole": "fprop n5c4 5x5 k16 5x5",
     "images_innermost_skipping": "fprop n16c4 4x4 k16 2x2 p3 s3 f64",
+    "images_innermost_in_place": "fprop n64c4 6x7 k16 3x3",
+    "images_innermost_in_place_strided": "fprop n64c2 7x9 k16 2x2 s2 corr f64",
     "image_of_one_vector": "fprop n1c1 18x18 k1 3x3 corr",
     "image_of_a_vector_and_one": "fprop n1c1 19x19 k1 3x3 corr",
     "image_bank": "fprop n3c3 35x34 k5 7x7 p3",

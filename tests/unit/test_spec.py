@@ -137,7 +137,7 @@ def test_what_cannot_be_read_or_be(text: str, message: str) -> None:
         ((1, 4, 9, None), (2, 4, 3, 3), {}, InvalidSpec, "1 of 8 dimensions unknown: input width"),
         ((1, 4, None, None), (2, 4, None, 3), {}, InvalidSpec, "3 of 8 dim.* input height, input width, .*height"),
         ((1, 4, 9.0, 9), (2, 4, 3, 3), {}, InvalidSpec, "input size must be an integer, got 9.0"),
-        ((1, 4, 9, 9), (2, 4, 3, 3), {"layout": "chwn"}, InvalidSpec, "layout must be one of nchw, nhwc"),
+        ((1, 4, 9, 9), (2, 4, 3, 3), {"layout": "hwcn"}, InvalidSpec, "layout must be one of nchw, nhwc, chwn"),
         ((1, 4, 9, 9), (2, 4, 3, 3), {"dtype": np.int32}, InvalidType, "int32: convert first"),
         ((1, 4, 9, 9), (2, 4, 3, 3), {"dtype": "nonsense"}, InvalidType, "got nonsense"),
         ((1, 4, 9, 9), (2, 4, 3, 3), {"stride": (1, 1, 1)}, InvalidSpec, "stride needs 2 entries"),

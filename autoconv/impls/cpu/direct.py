@@ -18,7 +18,7 @@ from autoconv.evidence import Config
 from autoconv.implementation import Context, Implementation, Runner
 from autoconv.impls._windows import taps
 from autoconv.planning import Workspace
-from autoconv.spec import DTYPES, ConvSpec, Op
+from autoconv.spec import DTYPES, LAYOUTS, ConvSpec, Op
 
 MACS_PER_S = 1.0e9  # einsum's inner loop on one core
 TAP_S = 15e-6  # one einsum call on nothing
@@ -31,6 +31,7 @@ class Direct(Implementation):
     name = "numpy.direct"
     ranks = frozenset(range(1, 9))
     dtypes = frozenset(DTYPES)
+    layouts = frozenset(LAYOUTS)
     tags = frozenset({"legacy", "reference"})
 
     def workspace_bytes(self, spec: ConvSpec, device: Device, config: Config) -> int:

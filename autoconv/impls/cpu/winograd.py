@@ -20,14 +20,13 @@ from math import prod
 
 import numpy as np
 
-from autoconv.arrays import Array
+from autoconv.arrays import Array, as_layout
 from autoconv.device import Device
 from autoconv.evidence import Config
 from autoconv.implementation import Context
 from autoconv.impls._tiles import (
     Block,
     aligned,
-    as_layout,
     blocks,
     copy_window,
     last_axes,

@@ -46,12 +46,14 @@ def three(sizes: tuple[int, ...], fill: int = 1) -> tuple[int, int, int]:
     return depth, height, width
 
 
-def array_strides(layout: str, channels: int, spatial: tuple[int, int, int]) -> tuple[int, ...]:
+def array_strides(layout: str, batch: int, channels: int, spatial: tuple[int, int, int]) -> tuple[int, ...]:
     """Element strides (batch, channel, depth, height, width) of a dense array in `layout`."""
     depth, height, width = spatial
     plane = depth * height * width
     if layout == "nhwc":
         return plane * channels, 1, height * width * channels, width * channels, channels
+    if layout == "chwn":
+        return 1, plane * batch, height * width * batch, width * batch, batch
     return plane * channels, plane, height * width, width, 1
 
 
@@ -82,8 +84,8 @@ def as_forward(spec: ConvSpec) -> Forward:
         pad=pad,
         stride=three(spec.stride),
         dilation=dilation,
-        x_strides=array_strides(spec.layout, ins * spec.groups, in_spatial),
-        y_strides=array_strides(spec.layout, outs * spec.groups, out_spatial),
+        x_strides=array_strides(spec.layout, spec.batch, ins * spec.groups, in_spatial),
+        y_strides=array_strides(spec.layout, spec.batch, outs * spec.groups, out_spatial),
         w_base=taps - 1 if turn < 0 else 0,
         w_strides=(filters * per_filter, *((taps, per_filter) if backward else (per_filter, taps)), *tap_strides),
     )

@@ -196,8 +196,8 @@ def as_passes(spec: ConvSpec, splits: int = 1) -> Problem:
         in_step=ones if backward else stride,
         out_step=stride if backward else ones,
         passes=tuple(passes),
-        x_strides=array_strides(spec.layout, channels * spec.groups, in_spatial),
-        y_strides=array_strides(spec.layout, filters * spec.groups, out_spatial),
+        x_strides=array_strides(spec.layout, spec.batch, channels * spec.groups, in_spatial),
+        y_strides=array_strides(spec.layout, spec.batch, filters * spec.groups, out_spatial),
         w_strides=(group, prod(kernel), per_filter) if backward else (group, per_filter, prod(kernel)),
     )
 

@@ -2,6 +2,7 @@
  *
  * Data is brought into blocks [image block][channel][row][column][image], IMAGES = IB * VW images a block, with a rim of
  * zeros around each plane and zeros for images that do not exist. No tap then needs a test, and every load is whole.
+ * Arrays that lie like that already (images last, no rim, whole blocks) are used where they are: *_STAGED is 0.
  *
  * Constants: N images, A_CHANNELS of A_H x A_W pixels come in and lie AT (row and column) in planes of SIDE_H x SIDE_W,
  * OUT_CHANNELS of OUT_H x OUT_W go out, R x R taps, STRIDE, PAD; *_N, *_C, *_H, *_W are strides of arrays in elements.
@@ -34,7 +35,14 @@ static void stage_row(T *to, const T *from, long n, long c, long w, int images, 
         memset(to + k * plane + (long)(at + width) * IMAGES, 0, sizeof(T) * IMAGES * (side_w - at - width));
     }
     to += (long)at * IMAGES;
-    if (w == 1)
+    if (n == 1)
+        for (int k = 0; k < channels; k++)
+            for (int q = 0; q < width; q++) {
+                T *pixel = to + k * plane + (long)q * IMAGES;
+                memcpy(pixel, from + k * c + q * w, sizeof(T) * images);
+                memset(pixel + images, 0, sizeof(T) * (IMAGES - images));
+            }
+    else if (w == 1)
         for (int k = 0; k < channels; k++)
             copy_transposed(to + k * plane, IMAGES, from + k * c, n, images, width, IMAGES);
     else /* channels are neighbours */
@@ -60,9 +68,11 @@ static void stage(T *to, const T *from, long n, long c, long h, long w, int chan
         }
 }
 
-#define A_ROW ((long)SIDE_W * IMAGES)
+/* From one pixel to the next, to the next row, channel and block of images. */
+#define A_PIXEL ((long)(A_STAGED ? IMAGES : N))
+#define A_ROW (SIDE_W * A_PIXEL)
 #define A_PLANE (SIDE_H * A_ROW)
-#define A_BLOCK (A_CHANNELS * A_PLANE)
+#define A_BLOCK (A_STAGED ? A_CHANNELS * A_PLANE : IMAGES)
 
 #if !WGRAD
 
@@ -88,8 +98,8 @@ void pack(const T *w, T *packed)
 #define SOURCE(o, t) ((o) * STRIDE + (t)) /* AT is PAD */
 #endif
 
-/* OB channels of one row of a block of images into row[channel][column][image]. */
-static void output_row(T *row, const T *a, const T *w, int p)
+/* `channels` of OB channels of one row of a block of images into row[channel][column][image]. */
+static void output_row(T *row, long row_channel, long row_pixel, int channels, const T *a, const T *w, int p)
 {
     for (int q = 0; q < OUT_W; q++) {
         vec sum[OB][IB];
@@ -99,7 +109,7 @@ static void output_row(T *row, const T *a, const T *w, int p)
         for (int c = 0; c < A_CHANNELS; c++)
             for (int r = FIRST(p); r < R; r += STEP)
                 for (int s = FIRST(q); s < R; s += STEP) {
-                    const T *pixel = a + c * A_PLANE + SOURCE(p, r) * A_ROW + (long)SOURCE(q, s) * IMAGES;
+                    const T *pixel = a + c * A_PLANE + SOURCE(p, r) * A_ROW + SOURCE(q, s) * A_PIXEL;
                     const T *taps = w + ((long)c * TAPS + r * R + s) * OB;
                     vec x[IB];
                     for (int i = 0; i < IB; i++)
@@ -109,26 +119,39 @@ static void output_row(T *row, const T *a, const T *w, int p)
                             sum[o][i] += taps[o] * x[i];
                 }
         for (int o = 0; o < OB; o++)
-            for (int i = 0; i < IB; i++)
-                store(row + ((long)o * OUT_W + q) * IMAGES + i * VW, sum[o][i]);
+            if (o < channels)
+                for (int i = 0; i < IB; i++)
+                    store(row + o * row_channel + q * row_pixel + i * VW, sum[o][i]);
     }
 }
 
 void run(const T *a, const T *packed, T *out, char *workspace)
 {
     T *staged = (T *)workspace;
+    const T *data = A_STAGED ? staged : a;
     OMP(parallel num_threads(autoconv_threads))
     {
         T *row = (T *)(workspace + STAGED_BYTES + thread_number() * THREAD_BYTES);
-        stage(staged, a, A_N, A_C, A_STEP_H, A_STEP_W, A_CHANNELS, A_H, A_W, AT, SIDE_H, SIDE_W);
+        if (A_STAGED)
+            stage(staged, a, A_N, A_C, A_STEP_H, A_STEP_W, A_CHANNELS, A_H, A_W, AT, SIDE_H, SIDE_W);
         OMP(for collapse(3) schedule(dynamic))
         for (int block = 0; block < BLOCKS; block++)
             for (int o = 0; o < OUT_CHANNELS; o += OB)
                 for (int p = 0; p < OUT_H; p++) {
-                    output_row(row, staged + block * A_BLOCK, packed + (long)o * A_CHANNELS * TAPS, p);
                     const int images = MIN(IMAGES, N - block * IMAGES), channels = MIN(OB, OUT_CHANNELS - o);
+                    const T *from = data + block * A_BLOCK, *taps = packed + (long)o * A_CHANNELS * TAPS;
                     T *to = out + (long)block * IMAGES * OUT_N + o * OUT_C + p * OUT_STEP_H;
-                    if (OUT_STEP_W == 1)
+                    if (!OUT_STAGED) {
+                        output_row(to, OUT_C, OUT_STEP_W, channels, from, taps, p);
+                        continue;
+                    }
+                    output_row(row, (long)OUT_W * IMAGES, IMAGES, OB, from, taps, p);
+                    if (OUT_N == 1)
+                        for (int k = 0; k < channels; k++)
+                            for (int q = 0; q < OUT_W; q++)
+                                memcpy(to + k * OUT_C + q * OUT_STEP_W, row + ((long)k * OUT_W + q) * IMAGES,
+                                       sizeof(T) * images);
+                    else if (OUT_STEP_W == 1)
                         for (int k = 0; k < channels; k++)
                             copy_transposed(to + k * OUT_C, OUT_N, row + (long)k * OUT_W * IMAGES, IMAGES,
                                             OUT_W, images, OUT_W);
@@ -142,15 +165,16 @@ void run(const T *a, const T *packed, T *out, char *workspace)
 
 #else
 
-#define B_PLANE ((long)B_H * B_W * IMAGES)
-#define B_BLOCK (B_CHANNELS * B_PLANE)
+#define B_PIXEL ((long)(B_STAGED ? IMAGES : N))
+#define B_PLANE (B_H * B_W * B_PIXEL)
+#define B_BLOCK (B_STAGED ? B_CHANNELS * B_PLANE : IMAGES)
 
 /* OB filters times CB channels, every tap: sums of one output row over all its pixels are added to sums[tap]. */
 static void add_row(vec (*sums)[OB][CB], const T *x, const T *dy, int p)
 {
     for (int r = 0; r < R; r++)
         for (int s = 0; s < R; s++) {
-            const T *pixels = x + (p * STRIDE + r) * A_ROW + (long)s * IMAGES, *grads = dy + (long)p * B_W * IMAGES;
+            const T *pixels = x + (p * STRIDE + r) * A_ROW + s * A_PIXEL, *grads = dy + p * B_W * B_PIXEL;
             vec sum[OB][CB];
             for (int o = 0; o < OB; o++)
                 for (int c = 0; c < CB; c++)
@@ -159,9 +183,9 @@ static void add_row(vec (*sums)[OB][CB], const T *x, const T *dy, int p)
                 for (int i = 0; i < IB; i++) {
                     vec g[OB];
                     for (int o = 0; o < OB; o++)
-                        g[o] = load(grads + o * B_PLANE + (long)q * IMAGES + i * VW);
+                        g[o] = load(grads + o * B_PLANE + q * B_PIXEL + i * VW);
                     for (int c = 0; c < CB; c++) {
-                        const vec pixel = load(pixels + c * A_PLANE + (long)q * STRIDE * IMAGES + i * VW);
+                        const vec pixel = load(pixels + c * A_PLANE + q * STRIDE * A_PIXEL + i * VW);
                         for (int o = 0; o < OB; o++)
                             sum[o][c] += g[o] * pixel;
                     }
@@ -174,12 +198,15 @@ static void add_row(vec (*sums)[OB][CB], const T *x, const T *dy, int p)
 
 void run(const T *x, const T *dy, T *dw, char *workspace)
 {
-    T *pixels = (T *)workspace, *grads = (T *)(workspace + STAGED_BYTES);
+    T *staged = (T *)workspace, *staged_grads = (T *)(workspace + STAGED_BYTES);
+    const T *pixels = A_STAGED ? staged : x, *grads = B_STAGED ? staged_grads : dy;
     OMP(parallel num_threads(autoconv_threads))
     {
         vec (*sums)[OB][CB] = (void *)(workspace + STAGED_BYTES + STAGED_B_BYTES + thread_number() * THREAD_BYTES);
-        stage(pixels, x, A_N, A_C, A_STEP_H, A_STEP_W, A_CHANNELS, A_H, A_W, AT, SIDE_H, SIDE_W);
-        stage(grads, dy, B_N, B_C, B_STEP_H, B_STEP_W, B_CHANNELS, B_H, B_W, 0, B_H, B_W);
+        if (A_STAGED)
+            stage(staged, x, A_N, A_C, A_STEP_H, A_STEP_W, A_CHANNELS, A_H, A_W, AT, SIDE_H, SIDE_W);
+        if (B_STAGED)
+            stage(staged_grads, dy, B_N, B_C, B_STEP_H, B_STEP_W, B_CHANNELS, B_H, B_W, 0, B_H, B_W);
         OMP(for collapse(2) schedule(dynamic))
         for (int k = 0; k < B_CHANNELS; k += OB)
             for (int c = 0; c < A_CHANNELS; c += CB) {

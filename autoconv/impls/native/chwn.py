@@ -2,7 +2,8 @@
 
 Source: Krizhevsky, cuda-convnet (2012): arrays are (channels, height, width, images), and threads, here the lanes of a
         vector, take neighbouring images. Its restrictions are kept: they are what lets every block be whole.
-Wins:   batches from about 16 on of small images, where other layouts leave lanes idle.
+Wins:   batches from about 16 on of small images, where other layouts leave lanes idle; arrays in its own layout,
+        which it uses where they lie when no padding is asked for and whole vectors of images come.
 Loses:  small batches; large images, whose transposing to and from this layout (counted) costs as much as it saves.
 Error:  that of a plain sum over channels and taps in the array's precision.
 """
@@ -18,7 +19,7 @@ from autoconv.impls.native._c import ITEM_BYTES, defines, lanes, prelude, regist
 from autoconv.impls.native._family import NativeFamily, Tunables
 from autoconv.impls.native._forward import array_strides, three
 from autoconv.planning import ALIGNMENT
-from autoconv.spec import ConvSpec, Op
+from autoconv.spec import LAYOUTS, ConvSpec, Op
 
 __all__ = ["Chwn"]
 
@@ -32,7 +33,8 @@ class Chwn(NativeFamily):
     """Lanes across images, register blocks of channels and images."""
 
     name = "native.chwn"
-    version = 1
+    version = 2
+    layouts = frozenset(LAYOUTS)
     tags = frozenset({"native", "direct"})
 
     def refusal(self, spec: ConvSpec, tunables: Tunables | None) -> str | None:
@@ -92,10 +94,10 @@ class Chwn(NativeFamily):
         return ceil(outs / filters) * filters * ins * prod(spec.kernel) * spec.itemsize
 
     def seconds(self, spec: ConvSpec, tunables: Tunables, threads: int, vector_bytes: int) -> float:
-        images = int(tunables["images"]) * lanes(spec.dtype, vector_bytes)
-        padded = ceil(spec.batch / images) * images / spec.batch
+        sizes = _Sizes(spec, tunables["filters"], tunables["images"], threads, vector_bytes)
+        padded = sizes.padded_images / spec.batch
         rate = FLOPS_PER_S * vector_bytes / 64 * 4 / spec.itemsize
-        moved = (prod(spec.input_shape) + prod(spec.output_shape)) * spec.itemsize
+        moved = (sizes.stages * prod(spec.input_shape) + (not sizes.whole) * prod(spec.output_shape)) * spec.itemsize
         return padded * (2 * spec.macs / rate + moved / MOVED_PER_S) / threads
 
 
@@ -133,16 +135,27 @@ class _Sizes:
         return ceil(self.spec.batch / block) * block
 
     @property
+    def whole(self) -> bool:
+        """Whether the arrays have their images last already, in whole blocks."""
+        return self.spec.layout == "chwn" and self.padded_images == self.spec.batch
+
+    @property
+    def stages(self) -> bool:
+        """Whether the data has to be copied."""
+        _, at, data, side = self.staged
+        return not (self.whole and at == 0 and data == side)
+
+    @property
     def staged_bytes(self) -> int:
         channels, _, _, side = self.staged
-        return _round_up(channels * prod(side) * self.padded_images * self.spec.itemsize)
+        return self.stages * _round_up(channels * prod(side) * self.padded_images * self.spec.itemsize)
 
     @property
     def staged_grad_bytes(self) -> int:
         """For wgrad: the output gradient in this layout."""
         spec = self.spec
         size = spec.out_channels * prod(spec.output_spatial) * self.padded_images * spec.itemsize
-        return _round_up(size) if spec.op is Op.WGRAD else 0
+        return _round_up(size) if spec.op is Op.WGRAD and not self.whole else 0
 
     @property
     def thread_bytes(self) -> int:
@@ -176,12 +189,13 @@ class _Sizes:
             "B_CHANNELS": spec.out_channels, "B_H": spec.output_spatial[0], "B_W": spec.output_spatial[1],
             "IB": self.images, "OB": self.filters, "CB": _wgrad_channels(spec),
             "W_OUT": to_output, "W_IN": to_input,
+            "A_STAGED": int(self.stages), "B_STAGED": int(not self.whole), "OUT_STAGED": int(not self.whole),
             "STAGED_BYTES": self.staged_bytes, "STAGED_B_BYTES": self.staged_grad_bytes,
             "THREAD_BYTES": self.thread_bytes,
         }  # fmt: skip
         arrays = (("A", channels, data), ("OUT", outputs, out_size), ("B", spec.out_channels, spec.output_spatial))
         for name, depth, size in arrays:
-            per_image, per_channel, _, per_row, per_column = array_strides(spec.layout, depth, three(size))
+            per_image, per_channel, _, per_row, per_column = array_strides(spec.layout, spec.batch, depth, three(size))
             names |= {f"{name}_N": per_image, f"{name}_C": per_channel}
             names |= {f"{name}_STEP_H": per_row, f"{name}_STEP_W": per_column}
         return names

@@ -18,11 +18,11 @@ from math import prod
 
 import numpy as np
 
-from autoconv.arrays import Array
+from autoconv.arrays import Array, as_layout
 from autoconv.device import Device
 from autoconv.evidence import Config
 from autoconv.implementation import Context, Implementation
-from autoconv.impls._tiles import aligned, as_layout, last_axes
+from autoconv.impls._tiles import aligned, last_axes
 from autoconv.planning import BoundRunner, Runner, Workspace
 from autoconv.shapes import dilated
 from autoconv.spec import ConvSpec, Op

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from autoconv.arrays import Array
+from autoconv.arrays import Array, as_layout
 from autoconv.device import Device
 from autoconv.evidence import Config
 from autoconv.implementation import Context
-from autoconv.impls._tiles import aligned, as_layout, last_axes, tap_windows
+from autoconv.impls._tiles import aligned, last_axes, tap_windows
 from autoconv.impls.cpu._blas import BlasImplementation, gemm_s, guarded
 from autoconv.planning import Runner, Workspace
 from autoconv.spec import ConvSpec, Op

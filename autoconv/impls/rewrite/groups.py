@@ -14,11 +14,11 @@ from collections.abc import Iterable
 from dataclasses import replace
 from math import prod
 
-from autoconv.arrays import Array
+from autoconv.arrays import Array, as_layout
 from autoconv.device import Device
 from autoconv.evidence import Config
 from autoconv.implementation import Context, Implementation
-from autoconv.impls._tiles import aligned, as_layout
+from autoconv.impls._tiles import aligned
 from autoconv.planning import BoundRunner, Runner, Workspace
 from autoconv.spec import ConvSpec, Op
 

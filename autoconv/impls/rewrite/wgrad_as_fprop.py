@@ -17,11 +17,11 @@ from math import prod
 
 import numpy as np
 
-from autoconv.arrays import Array
+from autoconv.arrays import Array, as_layout
 from autoconv.device import Device
 from autoconv.evidence import Config
 from autoconv.implementation import Context, Implementation
-from autoconv.impls._tiles import aligned, as_layout, last_axes, split_channels, taps_in_order
+from autoconv.impls._tiles import aligned, last_axes, split_channels, taps_in_order
 from autoconv.planning import Runner, Workspace
 from autoconv.spec import ConvSpec, Op
 
