@@ -103,7 +103,7 @@ def empty(shape: Sequence[int], layout: str, dtype: np.dtype[Any]) -> Array:
 
 
 def as_layout(flat: Array, shape: Sequence[int], layout: str) -> Array:
-    """The elements of `flat`, one after another, as an array of logical `shape` (N, C, spatial...) dense in `layout`."""
+    """`flat`, its elements in the order of `layout` in memory, as an array of logical `shape` (N, C, spatial...)."""
     order = axis_order(layout, len(shape))
     inverse = sorted(range(len(shape)), key=order.__getitem__)
     return flat.reshape([shape[axis] for axis in order]).transpose(inverse)
