@@ -23,7 +23,10 @@ BUILTIN: dict[str, str] = {
     "numpy.fft": "autoconv.impls.cpu.fft:Fft",
     "rewrite.dgrad_as_fprop": "autoconv.impls.rewrite.dgrad_as_fprop:DgradAsFprop",
     "rewrite.wgrad_as_fprop": "autoconv.impls.rewrite.wgrad_as_fprop:WgradAsFprop",
+    "rewrite.layout": "autoconv.impls.rewrite.layout:Layout",
     "rewrite.groups": "autoconv.impls.rewrite.groups:Groups",
+    "rewrite.conv3d2d": "autoconv.impls.rewrite.conv3d2d:Conv3d2d",
+    "rewrite.depth_to_channels": "autoconv.impls.rewrite.depth_to_channels:DepthToChannels",
     "numpy.im2col": "autoconv.impls.cpu.im2col:Im2col",
     "numpy.kn2row": "autoconv.impls.cpu.kn2row:Kn2row",
     "numpy.direct": "autoconv.impls.cpu.direct:Direct",  # refuses nothing: the end of every fallback

@@ -75,6 +75,16 @@ EDGE: dict[str, str] = {
     "line_strided": "fprop n1c4 19 k4 4 p1:2 s3 d2 g2",
     "volume": "fprop n1c2 5x6x7 k3 3x2x3 p1,0,1",
     "volume_strided": "fprop n1c2 6x5x7 k2 2x3x3 p0:1,1,0 s2,1,2 d1,2,1 g2 corr f64",
+    "line_dilated": "fprop n2c3 23 k4 3 p4:0 d3",
+    "line_depthwise": "fprop n1c4 16 k8 5 p2 g4 corr",
+    "line_padded_beyond": "fprop n1c2 3 k2 2 p5:1",
+    "volume_one_frame": "fprop n2c3 1x6x7 k4 1x3x3 p0,1,1 corr",
+    "volume_time_alone": "fprop n2c3 6x3x4 k4 3x1x1 p1,0,0",
+    "volume_same_even": "fprop n1c2 4x5x6 k3 2x4x2 p0:1,1:2,0:1 corr",
+    "volume_dilated": "fprop n1c2 7x6x5 k3 3x2x2 p2,1,1 d2,1,2",
+    "volume_depthwise": "fprop n1c3 4x5x5 k6 3x3x3 p1 g3",
+    "volume_skips_frames": "fprop n1c2 9x4x5 k2 2x2x2 s3,1,2 corr",
+    "volume_padded_beyond": "fprop n1c2 2x3x3 k2 2x2x2 p5:3,1,1",
 }
 
 CASES: Mapping[str, str] = {**SMOKE, **EDGE}
