@@ -25,7 +25,7 @@ from autoconv.verbose import announce
 if TYPE_CHECKING:
     from autoconv.tuner import Tuner, TuningResult
 
-__all__ = ["current_store", "make_tuner", "plan_for", "recall", "untuned_order", "use_store"]
+__all__ = ["current_store", "make_tuner", "pin", "plan_for", "recall", "untuned_order", "use_store"]
 
 _stores: dict[str | None, Store] = {}
 _locks: dict[Any, threading.Lock] = {}
@@ -67,7 +67,8 @@ def make_tuner() -> Tuner:
     """A tuner on the default registry and the current store."""
     from autoconv.tuner import Tuner  # only a miss pays for it
 
-    return Tuner(default_registry(), current_store())
+    isolation = options.current_scope().settings.isolation
+    return Tuner(default_registry(), current_store(), isolation=isolation)
 
 
 def plan_for(spec: ConvSpec, device: Device) -> Plan:
@@ -86,6 +87,35 @@ def plan_for(spec: ConvSpec, device: Device) -> Plan:
         if plan is None:
             plan = _decide(spec, device, scope)
             scope.calls[key] = plan
+    return plan
+
+
+def pin(spec: ConvSpec, device: Device, choice: Choice) -> Plan:
+    """The plan that runs `spec` by `choice` and nothing else, compiled now if it has to be; nothing is raced.
+
+    A rewrite's child that `choice` leaves open is the remembered one, else the first of the untuned order.
+    Raises `RegistryError` for an unknown id, `NoImplementation` when the choice cannot run the spec,
+    `BackendMissing` when it needs what is not installed.
+    """
+    scope = options.current_scope()
+    key = (spec, device, choice)
+    plan: Plan | None = scope.calls.get(key)
+    if plan is not None:
+        return plan
+    registry, settings = default_registry(), scope.settings
+
+    def child(lower: ConvSpec) -> Built:
+        remembered = recall(lower, device, settings)[2]
+        return remembered or _first_that_builds(registry, lower, device, settings)[0]
+
+    with _one_at_a_time(key):
+        built = registry.build(spec, device, choice, child)
+        plan = Plan(
+            spec, device, built.choice, built.runner, workspace_bytes=built.workspace_bytes, rebind=plan_for
+        )
+        if settings.verbose:
+            announce(plan, settings, (), {})
+        scope.calls[key] = plan
     return plan
 
 
@@ -110,7 +140,7 @@ def _decide(spec: ConvSpec, device: Device, scope: Scope) -> Plan:
     if spec.batch == 0:
         built = registry.build(spec, device, _direct())  # nothing to compute, so nothing to race
     else:
-        rows, decision, built = recall(spec, device, settings)
+        rows, decision, built = recall(spec, device, settings, look_for_changes=settings.verbose > 0)
         source = "cache"
     if built is None and settings.on_miss == "tune":
         result = _race(spec, device, settings)
@@ -153,9 +183,12 @@ def _race(spec: ConvSpec, device: Device, settings: Settings) -> TuningResult:
 
 
 def recall(
-    spec: ConvSpec, device: Device, settings: Settings
+    spec: ConvSpec, device: Device, settings: Settings, *, look_for_changes: bool = False
 ) -> tuple[list[Measurement], Decision | None, Built | None]:
     """The remembered rows of `spec`, the decision they support and its runner, as far as there is one.
+
+    `look_for_changes` lets the decision tell when its winner is stale: asking a compiler for its version takes
+    longer than a call may.
 
     A row whose implementation is gone, changed its version or cannot run any more gives way to the
     next best, and a miss is recorded so that `autoconv tune --missed` mends it.
@@ -175,6 +208,8 @@ def recall(
             if built.choice == winner.choice:
                 if reason:
                     store.miss(str(spec), device.fingerprint, reason)
+                if look_for_changes:
+                    decision = decide(able, limits, registry.stale([winner]))
                 return rows, decision, built
             reason = f"{winner.choice} has a new version"
         able = [row for row in able if row is not winner]

@@ -26,6 +26,7 @@ class Direct(NativeFamily):
     """The sliding window, all channels of a group for every output pixel."""
 
     name = "native.direct"
+    tags = frozenset({"native", "legacy"})
     version = 1
     ops = frozenset({Op.FPROP, Op.DGRAD})
     ranks = frozenset({1, 2})

@@ -1,0 +1,1 @@
+"""Other libraries' names for what autoconv does: `autoconv.compat.theano`."""
