@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from math import prod
 from typing import Any, Protocol
 
@@ -17,8 +18,9 @@ import numpy as np
 from autoconv import arrays
 from autoconv.arrays import Array
 from autoconv.device import Device
-from autoconv.errors import InvalidSpec, InvalidType
+from autoconv.errors import InvalidSpec, InvalidType, NoImplementation
 from autoconv.evidence import Choice, Decision
+from autoconv.separable import is_separable
 from autoconv.spec import ConvSpec, Op
 
 __all__ = ["BoundPlan", "BoundRunner", "Plan", "Runner", "Workspace", "aligned_bytes", "thread_workspace"]
@@ -189,6 +191,8 @@ class Plan:
         self._forms = [
             _Form(shape, layout, self._dtype) for shape, layout in zip(spec.operand_shapes, layouts, strict=True)
         ]
+        if spec.rank1:
+            self._forms[1] = _Form((-1,), "nchw", self._dtype)  # fits nothing: filters are looked at in every call
         self._out_form = _Form(self._out_shape, self._result_layout, self._dtype)
 
     @property
@@ -228,17 +232,31 @@ class Plan:
             workspace.release(mark)
 
     def bind(self, filters: Any) -> BoundPlan:
-        """Fix the filters: decides anew for the `fixed` spec and packs them once."""
+        """Fix the filters: decides anew for the `fixed` spec and packs them once.
+
+        Separable filters (see `autoconv.separable`) are recognised and become a spec of their own, `fixed rank1`,
+        for which passes along one axis after the other compete. Raises `InvalidSpec` or `InvalidType` when the
+        filters do not fit, or are not separable where the spec says `rank1`.
+        """
         if self.spec.op is Op.WGRAD:
             raise InvalidSpec("wgrad takes no filters, so none can be bound")
-        plan = self
-        if not self.spec.fixed and self._rebind is not None:
-            from dataclasses import replace
-
-            plan = self._rebind(replace(self.spec, fixed=True), self.device)
-        weights = plan._operand(filters, plan.spec.filter_shape, "filters", "nchw")
+        weights = self._operand(filters, self.spec.filter_shape, "filters", "nchw")
+        plan = self._for_filters(weights)
         private = weights.copy()  # the caller may change theirs
         return BoundPlan(plan, plan._runner.bind(private))
+
+    def _for_filters(self, weights: Array) -> Plan:
+        """The plan for `weights` bound: decided anew for the `fixed` spec, and as `rank1` where they are separable."""
+        spec, rebind = self.spec, self._rebind
+        if spec.rank1 or rebind is None:
+            return self
+        from dataclasses import replace
+
+        if sum(taps > 1 for taps in spec.kernel) > 1 and is_separable(weights):
+            # a property of the values must not make a call fail that can be decided without it
+            with suppress(NoImplementation):
+                return rebind(replace(spec, fixed=True, rank1=True), self.device)
+        return self if spec.fixed else rebind(replace(spec, fixed=True), self.device)
 
     def _room(self, out: Any, *operands: Array) -> Array | None:
         """Where a runner may write at once: a new array, or `out` if it fits and overlaps nothing; else None."""
@@ -261,7 +279,10 @@ class Plan:
             raise InvalidSpec(f"{name} must have shape {shape} for {self.spec}, got {array.shape}")
         if array.dtype != self._dtype and not np.can_cast(array.dtype, self._dtype, "safe"):
             raise InvalidType(f"{name} must be {self._dtype.name} for {self.spec}, got {array.dtype.name}")
-        return arrays.conform(array, layout, self._dtype)
+        conforming = arrays.conform(array, layout, self._dtype)
+        if self.spec.rank1 and name == "filters" and not is_separable(conforming):
+            raise InvalidSpec(f"filters must be separable for {self.spec}: products of one row per axis")
+        return conforming
 
     def _finish(
         self,

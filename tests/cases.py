@@ -11,7 +11,7 @@ from autoconv.testing import EDGE, SMOKE
 
 __all__ = ["COMPILED", "EDGE", "NETWORKS", "REGRESSION", "SMOKE", "refusal"]
 
-COMPILED = ("plain", "sizeable", "depthwise", "double_strided", "no_batch")
+COMPILED = ("plain", "sizeable", "depthwise", "double_strided", "no_batch", "separable_channels")
 """What generated kernels are tried on here: each costs a run of the compiler. tests/native has the others."""
 
 REGRESSION: dict[str, str] = {

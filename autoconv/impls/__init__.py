@@ -10,6 +10,7 @@ __all__ = ["BUILTIN", "RETIRED"]
 
 BUILTIN: dict[str, str] = {
     "native.winograd": "autoconv.impls.native.winograd:Winograd",
+    "native.separable": "autoconv.impls.native.separable:Separable",
     "native.depthwise": "autoconv.impls.native.depthwise:Depthwise",
     "native.direct": "autoconv.impls.native.direct:Direct",
     "native.gemm": "autoconv.impls.native.gemm:Gemm",
@@ -27,6 +28,7 @@ BUILTIN: dict[str, str] = {
     "rewrite.groups": "autoconv.impls.rewrite.groups:Groups",
     "rewrite.conv3d2d": "autoconv.impls.rewrite.conv3d2d:Conv3d2d",
     "rewrite.depth_to_channels": "autoconv.impls.rewrite.depth_to_channels:DepthToChannels",
+    "numpy.separable": "autoconv.impls.cpu.separable:Separable",
     "numpy.im2col": "autoconv.impls.cpu.im2col:Im2col",
     "numpy.kn2row": "autoconv.impls.cpu.kn2row:Kn2row",
     "numpy.direct": "autoconv.impls.cpu.direct:Direct",  # refuses nothing: the end of every fallback

@@ -143,8 +143,8 @@ def _nonfinite(case: Case) -> Iterator[str]:
         return
     unpadded = not any(map(sum, spec.padding))
     for value, position in ((np.nan, 0), (np.inf, 0), (np.nan, 1), (-np.inf, 1)):
-        if position and (spec.op is Op.DGRAD or not unpadded):
-            continue  # padding times a filter that is not finite: unspecified
+        if position and (spec.op is Op.DGRAD or not unpadded or spec.rank1):
+            continue  # padding times a filter that is not finite: unspecified; nor is such a filter separable
         pair = operands(spec, case.rng)
         pair[position][(0, 0, *(size // 2 for size in pair[position].shape[2:]))] = value
         with np.errstate(invalid="ignore"):  # infinity less infinity is what is asked for here

@@ -33,7 +33,7 @@ EDGES = (
     "tile_seams", "five_by_five", "long_filter", "first_layer", "double_strided", "line_strided", "volume_strided",
     "images_innermost", "images_innermost_strided", "images_innermost_skipping", "image_of_a_vector_and_one",
     "image_large_filter", "channels_and_one", "tiles_and_one", "depthwise_vector", "depthwise_large",
-    "pointwise_large",
+    "pointwise_large", "separable_channels", "separable_bank", "separable_summed", "separable_large",
 )  # fmt: skip
 
 
@@ -78,7 +78,7 @@ def run(kernel: Kernel, folder: Path, short: str | None = None) -> None:
         "OUT_BYTES": prod(spec.result_shape) * spec.itemsize,
         "PACKED_BYTES": packed,
         "SCRATCH_BYTES_DECLARED": one.workspace_bytes(replace(spec, fixed=spec.op is not Op.WGRAD), device, config),
-        "WORKSPACE_BYTES": one.workspace_bytes(replace(spec, fixed=False), device, config),
+        "WORKSPACE_BYTES": one.workspace_bytes(replace(spec, fixed=False, rank1=False), device, config),
     }
     if short:
         sizes[short] -= ALIGNMENT if "WORKSPACE" in short else spec.itemsize
