@@ -2,11 +2,13 @@
 
 python benchmarks/decisions.py            all
 python benchmarks/decisions.py rows       one: registry rows rewrites read evidence workspace calls skipped
+                                               checksum
 """
 
 from __future__ import annotations
 
 import os
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -22,8 +24,10 @@ from _blocks import ROOT, fill
 
 import autoconv
 from autoconv import dispatch, options, workloads
+from autoconv.cache import reader
 from autoconv.convolving import conv2d
 from autoconv.device import cpu
+from autoconv.errors import CacheError
 from autoconv.evidence import Limits, decide, latest
 from autoconv.impls import BUILTIN
 from autoconv.planning import thread_workspace
@@ -33,6 +37,7 @@ from autoconv.verbose import format_time
 
 LAYER = "fprop n1c32 28x28 k32 3x3 p1"
 PROCESSES = 7
+FLIPS = 1000
 
 
 def seconds_per_call(call: Callable[[], object], rounds: int = 9, sample_s: float = 0.01) -> float:
@@ -191,7 +196,38 @@ def skipped() -> None:
     say("skipped ones faster than the winner", wrong)
 
 
-SECTIONS = {one.__name__: one for one in (registry, rows, rewrites, read, evidence, workspace, calls, skipped)}
+def checksum() -> None:
+    """0010: what checking every row costs, and what would go unnoticed without."""
+    spec, device = str(ConvSpec.parse(LAYER)), cpu().fingerprint
+    result = autoconv.tune(LAYER, budget_s=3)[0]
+    path = Path(str(options.Settings.from_environment().cache))
+    checked, query = seconds_per_call(lambda: reader.read(path, spec, device)), reader.SELECT
+    say("rows read", len(result.rows))
+    say("reading them, checked", format_time(checked))
+    written, data = set(map(repr, reader.read(path, spec, device)[0])), path.read_bytes()
+    chance = np.random.default_rng(1)
+    flips = [(int(chance.integers(len(data))), 1 << int(chance.integers(8))) for _ in range(FLIPS)]
+    for how, text in (("checked", query), ("unchecked", query.replace(", checksum", ""))):
+        reader.SELECT = text
+        if how == "unchecked":
+            say("reading them, unchecked", format_time(seconds_per_call(lambda: reader.read(path, spec, device))))
+        altered = sum(_altered(path.with_name("flipped"), data, *flip, spec, device, written) for flip in flips)
+        say(f"of {FLIPS} files with one bit flipped, those that give an altered row, {how}", altered)
+    reader.SELECT = query
+
+
+def _altered(path: Path, data: bytes, place: int, bit: int, spec: str, device: str, written: set[str]) -> bool:
+    path.write_bytes(data[:place] + bytes([data[place] ^ bit]) + data[place + 1 :])
+    try:
+        found, _ = reader.read(path, spec, device)
+    except (sqlite3.Error, UnicodeDecodeError, CacheError):
+        return False
+    return any(repr(row) not in written for row in found)
+
+
+SECTIONS = {
+    one.__name__: one for one in (registry, rows, rewrites, read, evidence, workspace, calls, skipped, checksum)
+}
 
 
 def main(names: list[str], write: bool) -> None:

@@ -21,7 +21,7 @@ from sqlalchemy.engine import Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.pool import NullPool
 
-from autoconv.cache import reader
+from autoconv.cache import queries, reader
 from autoconv.cache.location import create_private
 from autoconv.cache.migrations import migrate, version_of
 from autoconv.cache.records import OLDEST_READABLE, check_version
@@ -57,6 +57,7 @@ class Database:
         with self._reading.connect() as connection, connection.begin():
             version = version_of(connection)
             check_version(version, self.shown)
+            connection.info[queries.SCHEMA] = version
             return work(connection) if version >= OLDEST_READABLE else default
 
     def write(self, work: Callable[[Connection], T]) -> T:
@@ -111,6 +112,7 @@ def _sqlite_engine(connect: Callable[[], sqlite3.Connection], begin: str) -> Eng
 def _open_for_writing(path: Path) -> sqlite3.Connection:
     create_private(path)
     connection = sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=BUSY_S, isolation_level=None)
+    connection.text_factory = reader.lenient_text  # a migration reads rows, of which one may be damaged
     try:
         if not connection.execute("PRAGMA page_count").fetchone()[0]:
             choose_journal(connection)  # the file keeps it; an existing one keeps what it has

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
 from autoconv.cache.locks import measuring_lock
-from autoconv.cache.records import Key, answered, cut_short, in_sequence, key_of
+from autoconv.cache.records import Key, answered, cut_short, in_sequence, key_of, sift
+from autoconv.cache.troubles import CacheWarning
 from autoconv.evidence import Measurement, Miss
 
 __all__ = ["CUT_SHORT", "MemoryStore", "merge_misses"]
@@ -32,7 +34,11 @@ class MemoryStore:
             return list(self._rows.get((spec, device), ()))
 
     def add(self, rows: Sequence[Measurement]) -> None:
-        """Keep `rows` and settle the misses they answer."""
+        """Keep `rows` and settle the misses they answer; what no database would take is left out with a warning."""
+        rows, faults = sift(rows)
+        if faults:
+            message = f"autoconv: {len(faults)} unreadable row(s) not kept, the first for {faults[0]}"
+            warnings.warn(message, CacheWarning, stacklevel=2)
         with self._lock:
             newest = {
                 key: max(row.measured_at for row in self._rows[key])

@@ -25,11 +25,12 @@ from sqlalchemy import (
     bindparam,
     func,
     inspect,
+    literal_column,
     select,
     text,
 )
 
-from autoconv.cache.records import check_own, check_version
+from autoconv.cache.records import check_own, check_version, checksum
 from autoconv.cache.schema import schema_version
 
 __all__ = ["STEPS", "migrate", "version_of"]
@@ -122,4 +123,24 @@ def _object_hash(connection: Connection) -> None:
         connection.execute(change, hashes)
 
 
-STEPS: dict[int, Callable[[Connection], None]] = {1: _first_schema, 2: _object_hash}
+def _checksums(connection: Connection) -> None:
+    """3: a checksum of what each row says, so that a damaged one is not taken for a measurement."""
+    connection.execute(text("ALTER TABLE measurement ADD COLUMN checksum VARCHAR(8) DEFAULT '' NOT NULL"))
+    columns = (
+        "spec", "device", "choice", "status", "environment", "median_s", "spread", "samples", "workspace_bytes",
+        "error", "deterministic", "strict_nan", "tags", "reason", "race", "measured_at", "host",
+    )  # fmt: skip
+    table = Table("measurement", MetaData(), Column("id", BigInteger), Column("checksum", Text))
+    sums = []
+    wanted = select(table.c.id, *map(literal_column, columns)).select_from(table)
+    for number, *values in connection.execute(wanted):
+        try:
+            sums.append({"row": number, "sum": checksum(values)})
+        except TypeError:
+            continue  # bytes where a text should be: no reader will accept the row, with or without
+    if sums:
+        change = table.update().where(table.c.id == bindparam("row")).values(checksum=bindparam("sum"))
+        connection.execute(change, sums)
+
+
+STEPS: dict[int, Callable[[Connection], None]] = {1: _first_schema, 2: _object_hash, 3: _checksums}

@@ -10,13 +10,20 @@ from sqlalchemy import ColumnElement, Connection, delete, distinct, func, insert
 
 from autoconv.cache.memory import CUT_SHORT, merge_misses
 from autoconv.cache.reader import decode_all
-from autoconv.cache.records import COLUMNS, Key, answered, cut_short, encode, in_sequence, key_of
+from autoconv.cache.records import CHECKED_SINCE, COLUMNS, Key, answered, cut_short, encode, in_sequence, key_of
 from autoconv.cache.schema import measurement, miss
 from autoconv.evidence import Measurement, Miss
 
 __all__ = ["add", "add_misses", "all_specs", "count", "forget", "history", "misses", "rows"]
 
-_ROW: list[ColumnElement[Any]] = [literal_column(name) for name in COLUMNS]  # unconverted: `decode` checks them
+SCHEMA = "autoconv_schema"
+"""Where `Connection.info` says the version of the schema that is read."""
+
+
+def _row(connection: Connection) -> list[ColumnElement[Any]]:
+    """What `reader.decode_all` takes, unconverted: it checks every value."""
+    names = (*COLUMNS, "checksum") if connection.info[SCHEMA] >= CHECKED_SINCE else COLUMNS
+    return [literal_column(name) for name in names]
 
 
 def _same(table: Any, spec: str, device: str) -> Any:
@@ -25,7 +32,12 @@ def _same(table: Any, spec: str, device: str) -> Any:
 
 def rows(connection: Connection, spec: str, device: str) -> tuple[list[Measurement], list[str]]:
     """As `reader.read`, for any database."""
-    wanted = select(*_ROW).select_from(measurement).where(_same(measurement, spec, device)).order_by(measurement.c.id)
+    wanted = (
+        select(*_row(connection))
+        .select_from(measurement)
+        .where(_same(measurement, spec, device))
+        .order_by(measurement.c.id)
+    )
     return decode_all(map(tuple, connection.execute(wanted)), spec, device)
 
 
@@ -80,7 +92,7 @@ def all_specs(connection: Connection, device: str | None) -> list[Key]:
 
 def history(connection: Connection, spec: str) -> tuple[list[Measurement], list[str]]:
     """Every row of `spec` on every device, oldest first."""
-    wanted = select(*_ROW).select_from(measurement).where(measurement.c.spec == spec)
+    wanted = select(*_row(connection)).select_from(measurement).where(measurement.c.spec == spec)
     wanted = wanted.order_by(measurement.c.measured_at, measurement.c.id)
     return decode_all(map(tuple, connection.execute(wanted)), spec, None)
 

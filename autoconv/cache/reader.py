@@ -13,12 +13,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from autoconv.cache.records import COLUMNS, OLDEST_READABLE, check_own, check_version, decode
+from autoconv.cache.records import CHECKED_SINCE, COLUMNS, OLDEST_READABLE, check_own, check_version, checksum, decode
 from autoconv.evidence import Measurement
 
-__all__ = ["SELECT", "connect", "decode_all", "read"]
+__all__ = ["SELECT", "connect", "decode_all", "lenient_text", "read"]
 
-SELECT = f"SELECT {', '.join(COLUMNS)} FROM measurement WHERE spec = ? AND device = ? ORDER BY id"
+SELECT = f"SELECT {', '.join(COLUMNS)}, checksum FROM measurement WHERE spec = ? AND device = ? ORDER BY id"
+UNCHECKED = SELECT.replace(", checksum", "")  # for an old file that nobody has written to since
 VERSION = "SELECT max(version) FROM schema_version"
 
 TIMEOUT_S = 2.0  # a reader waits only where WAL could not be had, and then for one commit
@@ -31,19 +32,27 @@ def read(path: Path, spec: str, device: str) -> tuple[list[Measurement], list[st
     and `sqlite3.Error` for one that cannot be read.
     """
     with closing(connect(path)) as connection:
-        if schema_version(connection, path) < OLDEST_READABLE:
+        version = schema_version(connection, path)
+        if version < OLDEST_READABLE:
             return [], []
-        return decode_all(connection.execute(SELECT, (spec, device)), spec, device)
+        query = SELECT if version >= CHECKED_SINCE else UNCHECKED
+        return decode_all(connection.execute(query, (spec, device)), spec, device)
 
 
 def decode_all(rows: Iterable[Sequence[Any]], spec: str, device: str | None) -> tuple[list[Measurement], list[str]]:
-    """Measurements of the rows of `spec` (on `device`) that can be read, and what is wrong with each other one."""
+    """Measurements of the rows of `spec` (on `device`) that can be read, and what is wrong with each other one.
+
+    A row is the values of `COLUMNS`, and its checksum where the schema has one.
+    """
     found, faults = [], []
     for row in rows:
         try:
-            measurement = decode(row)
+            values, checksums = row[: len(COLUMNS)], row[len(COLUMNS) :]
+            measurement = decode(values)
             if measurement.spec != spec or device not in (None, measurement.device):
                 raise ValueError(f"it is about {measurement.spec!r} on {measurement.device!r}")  # a damaged index
+            if any(each != checksum(values) for each in checksums):
+                raise ValueError("its checksum does not fit: it was damaged, or edited")
             found.append(measurement)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             faults.append(f"{type(error).__name__}: {error}")
@@ -56,7 +65,7 @@ def connect(path: Path) -> sqlite3.Connection:
     failure: sqlite3.Error | None = None
     for query in _ways(path, size):
         connection = sqlite3.connect(f"{path.as_uri()}?{query}", uri=True, timeout=TIMEOUT_S, isolation_level=None)
-        connection.text_factory = _text
+        connection.text_factory = lenient_text
         try:
             connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchall()  # opening is lazy: this opens
         except sqlite3.Error as error:
@@ -94,5 +103,6 @@ def schema_version(connection: sqlite3.Connection, path: Path) -> int:
     return version
 
 
-def _text(raw: bytes) -> str:
+def lenient_text(raw: bytes) -> str:
+    """A text of the database, whatever its bytes."""
     return raw.decode("utf-8", "surrogateescape")  # one bad byte must cost its row, not the whole answer

@@ -1,13 +1,15 @@
 """Measurements as database rows and back, and what a set of rows says about its race.
 
 Knows column names and values but no database: the reader, SQLAlchemy and the memory store share it.
-What comes back from a database is checked value by value, for a file may have been damaged or edited.
+What comes back from a database is checked value by value, and all together by a checksum: a file may have
+been damaged or edited, and SQLite does not notice a digit that became another.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
@@ -16,6 +18,7 @@ from autoconv.errors import CacheError, SchemaTooNew
 from autoconv.evidence import USABLE, Choice, Measurement, latest
 
 __all__ = [
+    "CHECKED_SINCE",
     "COLUMNS",
     "OLDEST_READABLE",
     "SCHEMA_VERSION",
@@ -24,18 +27,23 @@ __all__ = [
     "answered",
     "check_own",
     "check_version",
+    "checksum",
     "cut_short",
     "decode",
     "encode",
     "in_sequence",
     "key_of",
+    "sift",
 ]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """The schema that this autoconv writes; `migrations` holds the steps up to it."""
 
 OLDEST_READABLE = 1
 """The oldest schema that has every column of `COLUMNS`: read as it is where it cannot be migrated."""
+
+CHECKED_SINCE = 3
+"""The first schema whose rows have a checksum."""
 
 COLUMNS = (
     "spec",
@@ -109,11 +117,26 @@ def encode(row: Measurement) -> dict[str, Any]:
     }
     if error is not None and math.isnan(error) and row.status in USABLE:
         raise ValueError(f"a row of status {row.status!r} whose error is not a number")
-    decode([values[name] for name in COLUMNS])
+    stored = [values[name] for name in COLUMNS]
+    decode(stored)
+    values["checksum"] = checksum(stored)
     values["implementation"] = row.choice.implementation
     values["version"] = row.choice.version
     values["object_hash"] = row.environment.get("object", "")
     return values
+
+
+def sift(rows: Iterable[Measurement]) -> tuple[list[Measurement], list[str]]:
+    """The rows that can be stored and read back, and what is wrong with each of the others: a time below 0, say."""
+    storable, faults = [], []
+    for row in rows:
+        try:
+            encode(row)
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+            faults.append(f"{type(error).__name__}: {error}")
+        else:
+            storable.append(row)
+    return storable, faults
 
 
 def decode(values: Sequence[Any]) -> Measurement:
@@ -151,6 +174,15 @@ def decode(values: Sequence[Any]) -> Measurement:
         measured_at=_finite(row["measured_at"]),
         host=row["host"],
     )
+
+
+def checksum(values: Iterable[Any]) -> str:
+    """CRC-32 of a row's values, whichever database held them; raises `TypeError` for a value that no column holds.
+
+    It finds damage, not forgery: who may write to the database may also write a checksum.
+    """
+    plain = [int(value) if isinstance(value, bool) else value for value in values]  # SQLite has no booleans
+    return f"{zlib.crc32(json.dumps(plain).encode()):08x}"
 
 
 # What rows say together -------------------------------------------------------------------------

@@ -23,7 +23,7 @@ def is_damaged(path: Path) -> bool:
             return bool(connection.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok")
     except FileNotFoundError:
         return False
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:
         return trouble_of(error) is Trouble.CORRUPT
 
 

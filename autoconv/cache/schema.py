@@ -23,6 +23,7 @@
 19. measured_at      seconds since 1970, UTC
 20. host             name of the machine
 21. object_hash      hash of the compiled object that was measured, '' for none (environment's "object"); since 2
+22. checksum         CRC-32 of what the row says, in hexadecimal: a row that it does not fit is left out; since 3
 
 `miss`: one row per spec and device that was asked for and not remembered
 
@@ -85,6 +86,7 @@ measurement = Table(
     Column("measured_at", Double, nullable=False),
     Column("host", String(KEY_LENGTH), nullable=False),
     Column("object_hash", String(KEY_LENGTH), nullable=False, server_default=""),
+    Column("checksum", String(8), nullable=False, server_default=""),
     Index("ix_measurement_spec_device", "spec", "device"),
 )
 

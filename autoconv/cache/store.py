@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from autoconv.cache.location import default_directory, is_loose
 from autoconv.cache.locks import measuring_lock
 from autoconv.cache.memory import MemoryStore, merge_misses
-from autoconv.cache.records import Key, answered, encode
+from autoconv.cache.records import Key, answered, sift
 from autoconv.cache.troubles import CacheWarning, Trouble, trouble_of
 from autoconv.errors import CacheError
 from autoconv.evidence import Measurement, Miss
@@ -186,14 +186,7 @@ class SqlStore:
 
     def _storable(self, rows: Sequence[Measurement]) -> list[Measurement]:
         """The rows that can be read back; what a row lacks for that is reported, and never stored."""
-        storable, faults = [], []
-        for row in rows:
-            try:
-                encode(row)
-            except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-                faults.append(f"{type(error).__name__}: {error}")
-            else:
-                storable.append(row)
+        storable, faults = sift(rows)
         self._report_faults(faults, "not kept")
         return storable
 

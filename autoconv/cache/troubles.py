@@ -50,6 +50,8 @@ def trouble_of(error: BaseException) -> Trouble:
     code = getattr(cause, "sqlite_errorcode", None)
     if isinstance(code, int):
         return _SQLITE.get(code & 0xFF, Trouble.OTHER)  # the low byte of an extended code is the primary one
+    if isinstance(cause, UnicodeDecodeError):
+        return Trouble.CORRUPT  # SQLite's own message quotes what it found in the schema
     if isinstance(cause, OSError):
         return _SYSTEM.get(cause.errno or 0, Trouble.OTHER)
     return Trouble.OTHER

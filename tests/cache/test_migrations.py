@@ -57,9 +57,12 @@ def test_the_steps_end_in_the_documented_schema(tmp_path: Path) -> None:
     assert shape(tmp_path / "stepped.sqlite") == shape(tmp_path / "direct.sqlite")
 
 
-def test_an_old_file_is_read_as_it_is(old_file: Path) -> None:
+@pytest.mark.parametrize("through_url", [False, True])
+def test_an_old_file_is_read_as_it_is(old_file: Path, through_url: bool) -> None:
     before = old_file.read_bytes()
-    rows = open_store(str(old_file)).rows(SPEC, OLD_DEVICE)
+    store = open_store(f"sqlite:///{old_file}?timeout=5" if through_url else str(old_file))
+    rows = store.rows(SPEC, OLD_DEVICE)
+    assert store.history(SPEC) == rows
     assert [str(each.choice) for each in rows] == [
         "native.winograd[tile=4]",
         "rewrite.groups > numpy.im2col",
@@ -77,10 +80,22 @@ def test_the_first_write_migrates_an_old_file(old_file: Path) -> None:
     assert store.rows(SPEC, OLD_DEVICE) == before
     assert store.rows(SPEC, DEVICE) == [row()]
     assert [miss.count for miss in store.misses()] == [3, 0]  # what was asked in vain, and what was cut short
-    assert ask(old_file, "SELECT version FROM schema_version ORDER BY version") == [(1,), (2,)]
+    assert ask(old_file, "SELECT version FROM schema_version ORDER BY version") == [(1,), (2,), (3,)]
     hashes = ask(old_file, "SELECT object_hash FROM measurement ORDER BY id")
     assert hashes == [("5f2c9a7e41d0b6c3",), ("",), ("",), ("5f2c9a7e",)]
     assert store.describe()["schema_version"] == SCHEMA_VERSION
+
+
+def test_a_damaged_row_of_an_old_file_does_not_stop_its_migration(old_file: Path) -> None:
+    with closing(sqlite3.connect(old_file)) as database:
+        database.execute("UPDATE measurement SET environment = CAST(x'7bff7d' AS TEXT) WHERE id = 2")
+        database.execute("UPDATE measurement SET reason = x'00' WHERE id = 3")
+        database.commit()
+    store = open_store(str(old_file))
+    store.add([row()])
+    with one_warning("2 unreadable row"):
+        assert [str(each.choice) for each in store.rows(SPEC, OLD_DEVICE)] == ["native.winograd[tile=4]"]
+    assert ask(old_file, "SELECT checksum = '' FROM measurement ORDER BY id") == [(0,), (0,), (1,), (0,)]
 
 
 def test_a_step_that_fails_leaves_the_file_as_it_was(old_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +123,7 @@ def test_a_later_schema_is_left_alone(tmp_path: Path, through_url: bool) -> None
         database.execute("PRAGMA journal_mode=DELETE")
     before = path.read_bytes()
     store = open_store(f"sqlite:///{path}?timeout=5" if through_url else str(path))
-    with one_warning("schema version 99, this autoconv knows up to 2"):
+    with one_warning(f"schema version 99, this autoconv knows up to {SCHEMA_VERSION}"):
         assert store.rows(SPEC, DEVICE) == []
         store.add([row(race="mine")])
         store.miss(SPEC, DEVICE)

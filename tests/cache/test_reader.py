@@ -17,11 +17,11 @@ FOR_PEOPLE = {"id", "implementation", "version", "object_hash"}  # derived from 
 
 
 def test_select_and_schema_name_the_same_columns() -> None:
-    assert {*COLUMNS} | FOR_PEOPLE == {column.name for column in schema.measurement.columns}
+    assert {*COLUMNS} | FOR_PEOPLE | {"checksum"} == {column.name for column in schema.measurement.columns}
     assert not {*COLUMNS} & FOR_PEOPLE
     match = re.fullmatch(r"SELECT (.+) FROM measurement WHERE spec = \? AND device = \? ORDER BY id", reader.SELECT)
     assert match is not None
-    assert match[1].split(", ") == list(COLUMNS)
+    assert match[1].split(", ") == [*COLUMNS, "checksum"]
 
 
 def test_the_schema_documents_every_column_in_order() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 import autoconv.cache
 from autoconv.cache import MemoryStore, SqlStore, open_store
+from autoconv.cache.records import SCHEMA_VERSION
 from autoconv.errors import CacheError
 from autoconv.evidence import Measurement, Miss, Store, latest
 from tests.cache.helpers import DEVICE, OTHER_DEVICE, OTHER_SPEC, SPEC, candidate, one_warning, row
@@ -131,7 +132,7 @@ def test_describing(reopen: Reopen) -> None:
     facts = reopen().describe()
     assert (facts["rows"], facts["specs"], facts["misses"], facts["degraded"]) == (3, 2, 1, None)
     if facts["kind"] == "sqlite":
-        assert (facts["schema_version"], facts["journal_mode"], facts["integrity"]) == (2, "wal", "ok")
+        assert (facts["schema_version"], facts["journal_mode"], facts["integrity"]) == (SCHEMA_VERSION, "wal", "ok")
         assert facts["permissions_loose"] is False
         assert facts["size_bytes"] > 4096
 
