@@ -186,7 +186,7 @@ def main() -> None:
     parser.add_argument("--varying", action="store_true", help="filters change with every call")
     parser.add_argument("--op", choices=[op.value for op in Op], default="fprop")
     parser.add_argument(
-        "--core", action="store_true", help="autoconv without the peers' libraries among its candidates"
+        "--core", action="store_true", help="autoconv with its own kernels and NumPy alone, as without extras"
     )
     parser.add_argument("--every", type=int, default=1, help="only every n-th shape")
     parser.add_argument("--tune-s", type=float, default=12.0, help="autoconv's tuning budget per shape")
@@ -196,7 +196,8 @@ def main() -> None:
     environment = {**os.environ, "BENCH_TUNE_S": str(options.tune_s), "BENCH_THREADS": str(cpu().threads)}
     environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), environment.get("PYTHONPATH", "")])
     if options.core:
-        environment["AUTOCONV_EXCLUDE"] = "torch.conv,onnxruntime.conv"
+        environment["AUTOCONV_EXCLUDE"] = "torch.conv,onnxruntime.conv,onednn.conv"
+        environment["BENCH_CORE"] = "1"
     shapes = [shape for path in options.shapes for shape in read_shapes(path)][:: options.every]
     records = []
     with tempfile.TemporaryDirectory() as folder:

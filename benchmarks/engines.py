@@ -23,6 +23,7 @@ from autoconv.spec import ConvSpec, Op
 Call = Callable[[], Any]
 Made = tuple[Call, Callable[[], np.ndarray], str]
 THREADS = int(os.environ.get("BENCH_THREADS", "2"))
+CORE = "BENCH_CORE" in os.environ  # autoconv as it is with nothing but its core installed
 
 
 class Declined(Exception):
@@ -42,6 +43,8 @@ def autoconv_engine(spec: ConvSpec, varying: bool, layout: str) -> Made:
 
     import autoconv
 
+    if CORE:
+        sys.modules["scipy"] = None  # type: ignore[assignment]  # as if it were not installed
     fixed = not varying and spec.op is not Op.WGRAD
     spec = replace(spec, layout=layout, fixed=fixed)
     autoconv.tune(spec, budget_s=float(os.environ.get("BENCH_TUNE_S", "12")))

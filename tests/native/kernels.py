@@ -15,7 +15,7 @@ from autoconv.registry import default_registry
 from autoconv.spec import ConvSpec
 from tests.cases import EDGE, NETWORKS, REGRESSION, SMOKE
 
-__all__ = ["ALL", "FAMILIES", "Kernel", "every_kernel", "family", "sample"]
+__all__ = ["ALL", "FAMILIES", "Kernel", "every_kernel", "family", "isa_device", "sample"]
 
 FAMILIES = [name for name in BUILTIN if name.startswith("native.")]
 
@@ -78,7 +78,7 @@ def every_kernel(name: str, case: str) -> Iterator[Kernel]:
     """Every config of a family for the problems of a case; thread counts and vector widths take turns."""
     one = family(name)
     for number, spec in enumerate(testing.problems(ALL[case])):
-        device = _device(WIDTHS[number % len(WIDTHS)])
+        device = isa_device(WIDTHS[number % len(WIDTHS)])
         if one.why_not(spec, device):
             continue
         tunables = {Config({**config, "threads": 1}) for config in one.configs(spec, device)}
@@ -96,11 +96,12 @@ def sample(name: str, number: int, count: int) -> Kernel:
     """The `number`-th of `count` kernels of a family that lie evenly among all; its turn decides on the rest."""
     able = _problems(name)
     index = (2 * number + 1) * len(able) // (2 * count)
-    spec, device, one = able[index], _device(WIDTHS[number % 4 % 3]), family(name)
+    spec, device, one = able[index], isa_device(WIDTHS[number % 4 % 3]), family(name)
     configs = one.configs(spec, device)
     return Kernel(one, spec, device, Config({**configs[index % len(configs)], "threads": 1 + number % 2}))
 
 
-def _device(isa: str) -> Device:
+def isa_device(isa: str) -> Device:
+    """This machine's CPU with the instruction set `isa` and two threads."""
     here = cpu()
     return Device(here.kind, here.model, isa, here.cores, 2)

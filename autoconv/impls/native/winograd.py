@@ -1,7 +1,8 @@
 """`native.winograd`: Winograd convolution in generated C, transform, products and inverse fused per cache block.
 
 Source: Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks", 2015, section 4; the fusion by cache blocks
-        as in Jia et al., "Optimizing N-dimensional, Winograd-based convolution for manycore CPUs", 2018.
+        as in Jia et al., "Optimizing N-dimensional, Winograd-based convolution for manycore CPUs", 2018. The gradient
+        of the filters sums the products before one inverse transform (see winograd_wgrad.c).
 Wins:   3x3 and 5x5 at stride 1 from some 16 channels on, at any batch; 1x7 and 7x1 too.
 Loses:  few channels, results of a handful of pixels.
 Error:  float32, 64 channels of normal noise, of the largest result: F(2,3) 3e-7, F(4,3) 1e-6, F(5,3) 4e-6,
@@ -16,6 +17,7 @@ from autoconv.impls.native._c import ITEM_BYTES, defines, prelude, template
 from autoconv.impls.native._family import NativeFamily, Tunables
 from autoconv.impls.native._winograd_blocking import Blocking, as_problem, candidates
 from autoconv.impls.native._winograd_transforms import POINTS, c_functions
+from autoconv.impls.native._winograd_wgrad import WgradBlocking, wgrad_candidates
 from autoconv.spec import ConvSpec, Op
 
 __all__ = ["Winograd"]
@@ -31,8 +33,7 @@ class Winograd(NativeFamily):
     """F(m, r) along each axis, any m with m + r - 1 up to 8."""
 
     name = "native.winograd"
-    version = 1
-    ops = frozenset({Op.FPROP, Op.DGRAD})
+    version = 2
     tags = frozenset({"native", "winograd"})
     strict_nan = False
 
@@ -54,13 +55,18 @@ class Winograd(NativeFamily):
         return None
 
     def tunables(self, spec: ConvSpec, threads: int, vector_bytes: int) -> Sequence[Tunables]:
-        ranked = sorted(candidates(as_problem(spec), threads, vector_bytes), key=lambda blocking: blocking.seconds)
+        able: list[Blocking | WgradBlocking] = []
+        if spec.op is Op.WGRAD:
+            able += wgrad_candidates(spec, threads, vector_bytes)
+        else:
+            able += candidates(as_problem(spec), threads, vector_bytes)
+        ranked = sorted(able, key=lambda blocking: blocking.seconds)
         taken: dict[tuple[int, ...], int] = {}
         found: list[Tunables] = []
         for blocking in ranked:
             config = blocking.config
             sides = sorted(blocking.m)
-            kind = (*sides, config["shared"], config["filters"])
+            kind = (*sides, config.get("shared", 0), config.get("filters", 0))
             taken[kind] = taken.get(kind, 0) + 1
             if taken[kind] <= (PER_KIND if sides[0] == sides[1] else 1):
                 found.append(config)
@@ -70,6 +76,8 @@ class Winograd(NativeFamily):
 
     def source(self, spec: ConvSpec, tunables: Tunables, threads: int, vector_bytes: int) -> str:
         blocking = _blocking(spec, tunables, threads, vector_bytes)
+        if isinstance(blocking, WgradBlocking):
+            return blocking.source()
         (r, s), (mh, mw) = spec.kernel, blocking.m
         return "\n".join(
             [
@@ -77,6 +85,7 @@ class Winograd(NativeFamily):
                 defines(blocking.defines),
                 c_functions("h", mh, r, spec.dtype),
                 c_functions("w", mw, s, spec.dtype),
+                template("winograd_channels.c"),
                 template("winograd.c"),
             ]
         )
@@ -85,11 +94,14 @@ class Winograd(NativeFamily):
         return _blocking(spec, tunables, threads, vector_bytes).scratch_size * ITEM_BYTES[spec.dtype]
 
     def packed_bytes(self, spec: ConvSpec, tunables: Tunables, threads: int, vector_bytes: int) -> int:
-        return _blocking(spec, tunables, threads, vector_bytes).packed_size * ITEM_BYTES[spec.dtype]
+        blocking = _blocking(spec, tunables, threads, vector_bytes)
+        return 0 if isinstance(blocking, WgradBlocking) else blocking.packed_size * ITEM_BYTES[spec.dtype]
 
     def seconds(self, spec: ConvSpec, tunables: Tunables, threads: int, vector_bytes: int) -> float:
         return _blocking(spec, tunables, threads, vector_bytes).seconds
 
 
-def _blocking(spec: ConvSpec, tunables: Tunables, threads: int, vector_bytes: int) -> Blocking:
+def _blocking(spec: ConvSpec, tunables: Tunables, threads: int, vector_bytes: int) -> Blocking | WgradBlocking:
+    if spec.op is Op.WGRAD:
+        return WgradBlocking(spec, tunables, threads, vector_bytes)
     return Blocking(as_problem(spec), tunables, threads, vector_bytes)
