@@ -58,6 +58,12 @@ def test_keeps_its_layout_and_its_engine(capsys: pytest.CaptureFixture[str]) -> 
     assert " chwn f32: native.chwn[" in said
 
 
+def test_is_compiled_when_calls_are_not_tuned() -> None:
+    images, filters = noise(2, 6, 6, 16), noise(2, 3, 3, 16)
+    with autoconv.settings(on_miss="heuristic"):
+        assert close(FilterActs()(images, filters), expected(images, filters, 1, 0))
+
+
 GRADIENT = noise(16, 6, 6, 4)
 
 

@@ -10,14 +10,24 @@ from typing import Any
 from autoconv import arrays, options
 from autoconv.arrays import Array
 from autoconv.errors import InvalidSpec, InvalidType
+from autoconv.registry import default_registry
 
 __all__ = ["operand", "per_axis", "pinned", "say"]
 
 
 @contextmanager
 def pinned(caller: str, *names: str) -> Iterator[None]:
-    """Settings under which nothing but the implementations `names` runs; said once per settings in verbose mode."""
-    with options.settings(require=names) as values:
+    """Settings under which nothing but the implementations `names` runs; said once per settings in verbose mode.
+
+    An untuned call runs nothing that has to be compiled. Where the algorithm is generated C alone, to call it by name
+    is to ask for it: then it is tuned, even if the policy is "heuristic".
+    """
+    changes: dict[str, Any] = {"require": names}
+    if options.current_scope().settings.on_miss == "heuristic" and all(
+        default_registry().get(name).compiled for name in names
+    ):
+        changes["on_miss"] = "tune"
+    with options.settings(**changes) as values:
         if values.verbose:
             said = options.current_scope().calls
             if not said.get(("pinned", caller)):
