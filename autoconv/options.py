@@ -24,6 +24,7 @@ from autoconv.evidence import Limits
 __all__ = ["ON_MISS", "Scope", "Settings", "current_scope", "parse_bytes", "settings"]
 
 ON_MISS = ("tune", "heuristic", "error")
+ISOLATION = ("process", "none")
 DEFAULT_REL_ERROR = {"f32": 1e-4, "f64": 1e-9, "f16": 1e-2, "bf16": 5e-2}
 """Largest error admitted when `max_rel_error` is not set; float32's admits Winograd F(4) and excludes TF32."""
 
@@ -43,6 +44,7 @@ class Settings:
     max_rel_error: largest max|y - ref| / max|ref| of a winner; None is the dtype's default.
     deterministic: only winners whose bits repeat. strict_nan: only winners that carry NaN like the direct sum.
     threads: threads per call; None is every usable core.
+    isolation: where a race first runs what was not seen to run here: "process", a worker's, or "none", this one.
     """
 
     verbose: int = 0
@@ -57,6 +59,7 @@ class Settings:
     deterministic: bool = False
     strict_nan: bool = False
     threads: int | None = None
+    isolation: str = "process"
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -153,16 +156,19 @@ def _optional(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda value: None if value is None or value == "" else read(value)
 
 
-def _policy(value: Any) -> str:
-    if value not in ON_MISS:
-        raise ValueError(f"expected one of {', '.join(ON_MISS)}, got {value!r}")
-    return str(value)
+def _one_of(words: tuple[str, ...]) -> Callable[[Any], str]:
+    def read(value: Any) -> str:
+        if value not in words:
+            raise ValueError(f"expected one of {', '.join(words)}, got {value!r}")
+        return str(value)
+
+    return read
 
 
 _READERS: dict[str, Callable[[Any], Any]] = {
     "verbose": _integer(0, 3),
     "cache": _optional(lambda value: os.fspath(value)),
-    "on_miss": _policy,
+    "on_miss": _one_of(ON_MISS),
     "tune_budget_s": _positive,
     "prefer": _words,
     "require": _words,
@@ -172,6 +178,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "deterministic": _flag,
     "strict_nan": _flag,
     "threads": _optional(_integer(1, 4096)),
+    "isolation": _one_of(ISOLATION),
 }
 
 

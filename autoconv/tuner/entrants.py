@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import isfinite
 from statistics import median
 from typing import Any
 
@@ -19,13 +20,17 @@ from autoconv.implementation import Built
 from autoconv.planning import Workspace
 from autoconv.registry import Candidate, Registry
 from autoconv.spec import ConvSpec, Op
+from autoconv.tuner.containment import Allowance, Box, Trial, Unfit, cannot_contain
 from autoconv.tuner.timing import HOPELESS, Contestant, Timer, spread_of
-from autoconv.tuner.verify import Judge
+from autoconv.tuner.verify import Judge, Verdict
 
 __all__ = ["Entrant", "Stand", "Terms", "placed"]
 
 GROSS = 20.0  # a first run this many times as long as the best is more than cold caches and imports
 SLOW_CALL_S = 0.1  # a call this long is hardly disturbed by a cold cache: its first runs serve as samples
+LEAST_RUN_S = 2.0  # no first run is cut off earlier: a busy machine holds one up for a second, not for two
+UNKNOWN_RUN_S = 10.0  # a first run with nothing to compare it with may take this long, or `DOUBT` times its estimate
+DOUBT = 100.0
 
 
 @dataclass(eq=False, slots=True)
@@ -37,6 +42,7 @@ class Entrant:
     status: str = "ok"
     reason: str = ""
     error: float | None = None
+    extra_bytes: int = 0
     built: Built | None = None
     contestant: Contestant | None = None
     child_partial: bool = False
@@ -55,11 +61,19 @@ class Entrant:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """How much time there is, and what is to be beaten."""
+    """How much time there is, what is to be beaten, and whether a first run is contained and libraries waited for."""
 
     deadline: float
     budget_s: float
     best_s: float | None
+    contained: bool = False
+    patient: bool = True
+
+    def run_s(self, estimate_s: float) -> float:
+        """After how long a contained first run is a hang."""
+        if self.best_s is not None:
+            return max(LEAST_RUN_S, self.budget_s, GROSS * self.best_s)
+        return max(UNKNOWN_RUN_S, self.budget_s, DOUBT * estimate_s if isfinite(estimate_s) else 0.0)
 
 
 class Stand:
@@ -75,6 +89,7 @@ class Stand:
         self._timer = timer
         self._race = race
         self._stamp = stamp
+        self._box = Box(registry, spec, device)
         self._workspace = Workspace()  # not the thread's, which would keep the greediest candidate's memory for good
         self._judge: Judge
         self._out: Array
@@ -85,6 +100,18 @@ class Stand:
         layout = "nchw" if self._spec.op is Op.WGRAD else self._spec.layout
         self._out = arrays.empty(self._spec.result_shape, layout, self._spec.np_dtype)
 
+    def start_workers(self, choices: Sequence[Choice]) -> None:
+        """Let workers for the first runs of `choices` start."""
+        self._box.start(choices)
+
+    def end_trials(self) -> None:
+        """Give back what only trials need."""
+        self._box.close()
+
+    def close(self) -> None:
+        """The race is over."""
+        self._box.relax()
+
     def try_out(
         self, candidate: Candidate, choice: Choice, plan_child: Callable[[ConvSpec], Built], terms: Terms
     ) -> Entrant:
@@ -94,18 +121,55 @@ class Stand:
         """
         entrant = Entrant(candidate, choice)
         try:
-            built = self._registry.build(self._spec, self._device, choice, plan_child)
+            trial = self._contained(entrant, plan_child, terms) if terms.contained else None
+            if trial is not None and trial.status != "ok":
+                entrant.status, entrant.reason, entrant.error = trial.status, trial.reason, trial.error
+                return entrant
+            built = self._registry.build(self._spec, self._device, entrant.choice, plan_child)
             entrant.built, entrant.choice = built, built.choice
-            self._try(entrant, built, terms)
+            self._try(entrant, built, terms, trial)
         except (BackendMissing, NoImplementation):
             raise
-        except Exception as error:  # whatever it raises is its own row's business
+        except (Exception, SystemExit) as error:  # whatever it raises is its own row's business
             _fail(entrant, error)
         return entrant
 
-    def _try(self, entrant: Entrant, built: Built, terms: Terms) -> None:
+    def _contained(self, entrant: Entrant, plan_child: Callable[[ConvSpec], Built], terms: Terms) -> Trial | None:
+        """The candidate's first run, in a worker; None when it cannot be had there.
+
+        A rewrite's child is chosen first, so that the worker is told the whole chain.
+        """
+        one, choice = entrant.candidate.implementation, entrant.choice
+        lower = one.child_spec(self._spec)
+        child = plan_child(lower) if lower is not None and choice.child is None else None
+        if child is not None:
+            choice = replace(choice, child=child.choice)
+        if not self._box.holds(choice):
+            return None
+        entrant.choice = choice
+        if not terms.patient and not self._box.is_ready(choice):
+            return Trial("partial", "its library was still being loaded into the process of its first run")
+        declared = one.workspace_bytes(self._spec, self._device, choice.config)
+        tags = one.tags
+        if child is not None:
+            declared, tags = declared + child.workspace_bytes, tags.union(child.tags)
+        try:
+            allowance = Allowance(terms.run_s(entrant.candidate.estimate_s), declared, tags)
+            trial = self._box.try_out(choice, self._judge, allowance)
+        except Unfit:
+            return None
+        except OSError as error:
+            cannot_contain(error)
+            return None
+        entrant.extra_bytes = trial.extra_bytes
+        return trial
+
+    def _try(self, entrant: Entrant, built: Built, terms: Terms, trial: Trial | None) -> None:
         run, clock, best_s = self._judge.runner(built), self._timer.clock, terms.best_s
-        verdict = self._judge.verify(built, run, clock)
+        if trial is None:
+            verdict = self._judge.verify(built, run, clock)
+        else:
+            verdict = Verdict(trial.error, seconds=trial.seconds)
         entrant.error = verdict.error
         if verdict.fault:
             entrant.status, entrant.reason = "wrong", verdict.fault
@@ -150,7 +214,7 @@ class Stand:
         one, built = entrant.candidate.implementation, entrant.built
         known: dict[str, Any] = {}
         if built is not None:
-            known = {"workspace_bytes": built.workspace_bytes, "tags": built.tags}
+            known = {"workspace_bytes": built.workspace_bytes + entrant.extra_bytes, "tags": built.tags}
         return Measurement(
             spec=str(self._spec),
             device=self._device.fingerprint,
@@ -163,7 +227,7 @@ class Stand:
             error=entrant.error,
             deterministic=one.deterministic if built is None else built.deterministic,
             strict_nan=one.strict_nan if built is None else built.strict_nan,
-            reason=entrant.reason,
+            reason="; ".join(filter(None, (entrant.reason, _greed(entrant)))),
             race=self._race,
             measured_at=self._stamp,
             host=platform.node(),
@@ -171,7 +235,14 @@ class Stand:
         )
 
 
-def _fail(entrant: Entrant, error: Exception) -> None:
+def _greed(entrant: Entrant) -> str:
+    """A remark on memory that an entrant takes without having declared it; it counts as its workspace."""
+    if not entrant.extra_bytes:
+        return ""
+    return f"takes {entrant.extra_bytes / 2**20:.0f} MiB beyond what it declares"
+
+
+def _fail(entrant: Entrant, error: BaseException) -> None:
     entrant.status = "oom" if isinstance(error, MemoryError) else "failed"
     entrant.reason = f"{type(error).__name__}: {error}"
     entrant.contestant = None

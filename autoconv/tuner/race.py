@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from math import isfinite
@@ -19,14 +19,19 @@ from autoconv.spec import ConvSpec
 from autoconv.tuner.entrants import Entrant, Stand, Terms, placed
 from autoconv.tuner.timing import HOPELESS, MAX_ROUNDS, Timer, needed_s
 
-__all__ = ["CHILD_SHARE", "AskChild", "Race", "Watch", "hopeless", "key_of", "silent"]
+__all__ = ["CHILD_SHARE", "AskChild", "Race", "Watch", "behind_kin", "hopeless", "key_of", "paces_of", "silent"]
 
 HOPELESS_ESTIMATE = 20.0  # estimates err by less than this; so far beyond the best measured, a run is wasted
+KIN = 2  # candidates of a kind after which their measured pace tells more than their estimates alone
+BEHIND_KIN = 2.0  # among candidates of a kind, estimates times the best pace err by less: measured up to 1.8
 CHILD_SHARE = 0.5  # of what is left when a rewrite asks for its child
 MAX_REMATCHES = 3  # races that a drifted machine may cause, by making remembered rows look like winners
 
 Watch = Callable[[str, str, int, int], None]
 """`watch(stage, detail, done, total)`: how far a race has come."""
+
+Paces = dict[str, dict[str, float]]
+"""Kind -> candidate -> its time over its estimate."""
 
 AskChild = Callable[[Candidate, ConvSpec, float], tuple[Built, bool]]
 """`(parent, child's spec, budget)` to the child made ready, and whether its race was cut short."""
@@ -53,6 +58,44 @@ def hopeless(estimate_s: float, best_s: float | None, budget_s: float, patience:
     return ""
 
 
+def paces_of(candidates: Iterable[Candidate], rows: Iterable[Measurement]) -> Paces:
+    """The paces of `candidates` that have a time among `rows`."""
+    taken = {candidate_key(row.choice): row.median_s for row in rows if row.usable and row.median_s}
+    paces: Paces = {}
+    for candidate in candidates:
+        seconds = taken.get(key_of(candidate))
+        if seconds:
+            note_pace(paces, candidate, seconds)
+    return paces
+
+
+def note_pace(paces: Paces, candidate: Candidate, seconds: float) -> None:
+    """Remember how a candidate's time compares with its estimate."""
+    if isfinite(candidate.estimate_s) and candidate.estimate_s > 0:
+        kin = paces.setdefault(_kind(candidate), {})
+        kin[key_of(candidate)] = seconds / candidate.estimate_s
+
+
+def _kind(candidate: Candidate) -> str:
+    """Implementation and switches: flags and words choose another code path, whose estimates err in another way."""
+    switches = (f"{key}={value}" for key, value in candidate.config.items() if isinstance(value, bool | str))
+    return " ".join((candidate.implementation.name, *switches))
+
+
+def behind_kin(candidate: Candidate, best_s: float | None, paces: Paces) -> str:
+    """Why a candidate is not worth compiling, by the times of others of its kind; empty when it is.
+
+    The estimates of one kind err alike, so the best pace of those measured says what another may reach.
+    """
+    kin = paces.get(_kind(candidate), {})
+    if best_s is None or not candidate.implementation.compiled or len(kin) < KIN:
+        return ""
+    expected_s = candidate.estimate_s * min(kin.values())
+    if expected_s <= BEHIND_KIN * best_s:
+        return ""
+    return f"expected at {expected_s:.3g} s by {len(kin)} others of its kind, {expected_s / best_s:.2g} times the best"
+
+
 @dataclass(slots=True)
 class Race:
     """Races candidates of one spec and stores their rows; `rows` are the newest of all, old and new."""
@@ -71,13 +114,18 @@ class Race:
     watch: Watch
     ask_child: AskChild
     afresh: bool  # race as if nothing were remembered
+    isolation: str = "none"  # "process": who was not seen to run here has its first run in a worker
+    patient: bool = True  # wait for libraries to be loaded in a worker
     ready: dict[Choice, Built] = field(default_factory=dict)
     measured: set[str] = field(default_factory=set)
     races: set[str] = field(default_factory=set)
     fetched: set[str] = field(default_factory=set)
+    paces: Paces = field(default_factory=dict)
 
     def run(self, pending: Sequence[Candidate]) -> None:
         """Race `pending` against the best that is remembered."""
+        if not self.afresh:
+            self.paces = paces_of(self.candidates, self.rows)
         lineup = self._lineup(pending)
         if lineup:
             self._heat(lineup)
@@ -127,10 +175,14 @@ class Race:
     def _heat(self, lineup: Sequence[tuple[Candidate, Choice]]) -> None:
         """One race. Whatever ends it early, Ctrl-C too, what was measured is kept."""
         stand = self._stand()
+        stand.start_workers([choice for candidate, choice in lineup if self._is_new(candidate)])
         stand.open()
         entrants: list[Entrant] = []
         try:
-            all_tried = self._enter(stand, lineup, entrants)
+            try:
+                all_tried = self._enter(stand, lineup, entrants)
+            finally:
+                stand.end_trials()
             contestants = [one.contestant for one in entrants if one.contestant is not None]
             finish = self.timer.race(
                 contestants,
@@ -140,6 +192,8 @@ class Race:
         except BaseException:
             self._keep(stand, entrants, cut_short=True)
             raise
+        finally:
+            stand.close()
         for row in self._keep(stand, entrants, cut_short=not (all_tried and finish.settled)):
             if row.status == "wrong":
                 warnings.warn(
@@ -201,10 +255,18 @@ class Race:
         if self._is_timed(candidate):
             return ""
         patience = HOPELESS if candidate.implementation.compiled else HOPELESS_ESTIMATE
-        return hopeless(candidate.estimate_s, best_s, self.budget_s, patience)
+        reason = hopeless(candidate.estimate_s, best_s, self.budget_s, patience)
+        return reason or behind_kin(candidate, best_s, self.paces)
 
     def _is_timed(self, candidate: Candidate) -> bool:
         return any(row.usable and candidate_key(row.choice) == key_of(candidate) for row in self.rows)
+
+    def _is_new(self, candidate: Candidate) -> bool:
+        """Whether a candidate's first run belongs into a worker: it was not seen to run with these libraries."""
+        if self.isolation == "none":
+            return False
+        row = next((row for row in self.rows if row.usable and candidate_key(row.choice) == key_of(candidate)), None)
+        return row is None or not self.registry.environment(row.choice).items() <= dict(row.environment).items()
 
     def _try(
         self, stand: Stand, candidate: Candidate, choice: Choice, best_s: float | None, entrants: list[Entrant]
@@ -219,13 +281,16 @@ class Race:
             return built
 
         try:
-            entrant = stand.try_out(candidate, choice, plan_child, Terms(self.deadline, self.budget_s, best_s))
+            terms = Terms(self.deadline, self.budget_s, best_s, self._is_new(candidate), self.patient)
+            entrant = stand.try_out(candidate, choice, plan_child, terms)
         except (BackendMissing, NoImplementation) as error:
             reasons = getattr(error, "refusals", {}).items()
             self.refusals[str(choice)] = "; ".join(f"{name}: {why}" for name, why in reasons) or str(error)
             return
         entrant.child_partial = cut_short
         entrants.append(entrant)
+        if entrant.runs:
+            note_pace(self.paces, candidate, entrant.first_s)
 
     def _keep(self, stand: Stand, entrants: Sequence[Entrant], *, cut_short: bool) -> list[Measurement]:
         """Store the rows of `entrants`, and remember them and what was made ready here."""

@@ -23,6 +23,7 @@ from autoconv.evidence import TIE_GAP, Choice, Measurement, ratio_interval
 __all__ = ["HOPELESS", "MAX_ROUNDS", "Contestant", "Finish", "Timer", "needed_s", "spread_of"]
 
 MIN_SAMPLE_S = 1e-3  # 2e4 times what one perf_counter call costs
+FINAL_SAMPLE_S = 5e-3  # of those still in after `MIN_ROUNDS`, few by then: longer than a scheduler's slice
 MAX_LOOPS = 100_000  # a call that takes no time at all is not timed for ever
 WARM_LOOPS = 4  # from here on one untimed call, to wake pools and caches, costs less than a quarter sample
 WARM_BELOW_S = 5e-3  # calls this short get one in any case: waking a pool takes 50 us, a percent of them
@@ -53,7 +54,7 @@ class Contestant:
     loops: int = 1
     samples: list[float] = field(default_factory=list)
     left: str = ""  # why it takes no further part
-    failure: Exception | None = None
+    failure: BaseException | None = None
 
     @property
     def median_s(self) -> float:
@@ -138,12 +139,15 @@ class Timer:
                 try:
                     self._settle(one)
                     one.samples.append(self._sample(one))
-                except Exception as error:  # its own row tells; the others go on
+                except (Exception, SystemExit) as error:  # its own row tells; the others go on
                     one.failure = error
                 if self.clock() >= deadline:
                     break
             else:
                 rounds += 1
+                if rounds == MIN_ROUNDS:
+                    for one in running:
+                        one.loops = max(one.loops, min(MAX_LOOPS, ceil(FINAL_SAMPLE_S / one.median_s)))
 
     def _order(self, running: Sequence[Contestant]) -> list[Contestant]:
         groups: dict[tuple[str, ...], list[Contestant]] = {}

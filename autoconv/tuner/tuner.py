@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 
@@ -27,7 +27,7 @@ from autoconv.evidence import Choice, Decision, Limits, Measurement, Store, cand
 from autoconv.implementation import Built
 from autoconv.registry import MAX_DEPTH, Candidate, Registry
 from autoconv.spec import ConvSpec
-from autoconv.tuner.race import Race, Watch, key_of, silent
+from autoconv.tuner.race import Race, Watch, behind_kin, key_of, paces_of, silent
 from autoconv.tuner.timing import HOPELESS, Timer
 
 __all__ = ["Tuner", "TuningResult"]
@@ -56,7 +56,8 @@ class Tuner:
     """Races every implementation that may run a spec, and stores what it finds.
 
     `clock` and `sleep` are those of `time` unless a test injects its own; `seed` fixes the random order
-    within the rounds.
+    within the rounds. `isolation` says where a candidate that was not seen to run here has its first run:
+    "process", a worker that may be lost, or "none", this process.
     """
 
     def __init__(
@@ -67,10 +68,12 @@ class Tuner:
         clock: Callable[[], float] = time.perf_counter,
         sleep: Callable[[float], object] = time.sleep,
         seed: int | None = None,
+        isolation: str = "process",
     ) -> None:
         self._registry = registry
         self._store = store
         self._timer = Timer(clock, sleep, random.Random(seed))
+        self._isolation = isolation
 
     def tune(
         self,
@@ -81,12 +84,15 @@ class Tuner:
         budget_s: float = 1.0,
         load_libraries: bool = True,
         retune: bool = False,
+        only: Collection[str] | None = None,
         watch: Watch | None = None,
     ) -> TuningResult:
         """Find the fastest implementation of `spec` that `limits` allow, within about `budget_s` seconds.
 
         `load_libraries=False` leaves out candidates whose optional libraries are not imported yet.
-        `retune` measures anew what is remembered. `watch(stage, detail, done, total)` is called as it goes.
+        `retune` measures anew what is remembered, `only` anew these candidates (by `candidate_key`) and no others;
+        a race of them that is cut short takes nothing from what is settled.
+        `watch(stage, detail, done, total)` is called as it goes.
 
         Raises `InvalidOption` for a budget that is not a positive number of seconds, `NoImplementation`
         when nothing may run the spec, or nothing that ran may win.
@@ -95,7 +101,9 @@ class Tuner:
             raise InvalidOption(f"budget_s must be a positive number of seconds, got {budget_s!r}")
         with self._store.measuring(device.fingerprint):
             # rows are read only now: whoever held the device before may have tuned this very spec
-            session = _Session(self._registry, self._store, self._timer, device, load_libraries, retune)
+            session = _Session(
+                self._registry, self._store, self._timer, device, load_libraries, retune, only, self._isolation
+            )
             return session.tune(spec, limits, budget_s, watch or silent)
 
 
@@ -103,7 +111,15 @@ class _Session:
     """One call of `Tuner.tune`: the spec's race and its children's."""
 
     def __init__(
-        self, registry: Registry, store: Store, timer: Timer, device: Device, load_libraries: bool, retune: bool
+        self,
+        registry: Registry,
+        store: Store,
+        timer: Timer,
+        device: Device,
+        load_libraries: bool,
+        retune: bool,
+        only: Collection[str] | None,
+        isolation: str,
     ) -> None:
         self._registry = registry
         self._store = store
@@ -111,6 +127,8 @@ class _Session:
         self._device = device
         self._load_libraries = load_libraries
         self._retune = retune
+        self._only = only
+        self._isolation = isolation
         self._versions = {one.name: one.version for one in registry}
         self._children: dict[tuple[ConvSpec, Limits], TuningResult] = {}
 
@@ -129,7 +147,8 @@ class _Session:
 
         race = Race(
             self._registry, self._store, self._timer, self._device, spec, limits, candidates, refusals,
-            self._remembered(spec), budget_s, started + budget_s, watch, ask_child, self._retune,
+            self._remembered(spec), budget_s, started + budget_s, watch, ask_child, self._retune, self._isolation,
+            self._load_libraries,
         )  # fmt: skip
         race.run(self._open(spec, limits, candidates, depth))
         decision, built_winner = self._choose(spec, race.rows, limits, race.ready)
@@ -196,18 +215,22 @@ class _Session:
 
     def _open(self, spec: ConvSpec, limits: Limits, candidates: Sequence[Candidate], depth: int) -> list[Candidate]:
         """Candidates whose place is not settled by what is remembered, those never timed first."""
+        if self._only is not None and depth == 0:
+            return [candidate for candidate in candidates if key_of(candidate) in self._only]
         if self._retune:
             return list(candidates)
         rows = {candidate_key(row.choice): row for row in self._remembered(spec)}
         leader = decide(rows.values(), limits)
         best_s = leader.winner.median_s if leader else None
+        paces = paces_of(candidates, rows.values())
 
         def is_open(candidate: Candidate) -> bool:
             row = rows.get(key_of(candidate))
             if row is None or row.status in ("partial", "suspect"):
                 return True
             if row.status == "skipped":
-                return best_s is None or candidate.estimate_s <= HOPELESS * best_s  # well within what skipped it
+                near = best_s is None or candidate.estimate_s <= HOPELESS * best_s  # well within what skipped it
+                return near and not behind_kin(candidate, best_s, paces)
             if row.status != "ok":
                 return dict(row.environment) != self._registry.environment(row.choice)
             return self._child_is_open(candidate, spec, limits, depth)

@@ -18,7 +18,7 @@ from autoconv.tuner.operands import SLACK_BYTES, GuardedResult, GuardedWorkspace
 from autoconv.tuner.reference import positions_to_judge, reference_at
 from autoconv.tuner.tolerance import tolerance
 
-__all__ = ["Judge", "Run", "Verdict"]
+__all__ = ["Judge", "Run", "Verdict", "as_used"]
 
 Run: TypeAlias = Callable[[Array, Workspace], None]
 """A candidate on the judge's operands: `(out, workspace)`."""
@@ -34,13 +34,13 @@ class Verdict:
 
 
 class Judge:
-    """Operands of one spec, and what the results must be at the positions that are looked at."""
+    """Operands of one spec, and what the results must be at the positions that are looked at; `seed` gives others."""
 
-    def __init__(self, spec: ConvSpec, device: Device) -> None:
+    def __init__(self, spec: ConvSpec, device: Device, seed: int = 0) -> None:
         self._spec = spec
         self._device = device
-        self.operands = Operands(spec)
-        positions = positions_to_judge(spec, np.random.default_rng(zlib.crc32(str(spec).encode())))
+        self.operands = Operands(spec, seed)
+        positions = positions_to_judge(spec, np.random.default_rng(zlib.crc32(str(spec).encode()) + seed))
         self._at = tuple(positions.T)
         self._expected = reference_at(spec, self.operands.a, self.operands.b, positions)
         # where few results happen to cancel, their size says little: a sum of L products of
@@ -48,13 +48,8 @@ class Judge:
         self._scale = max(float(np.max(np.abs(self._expected))), spec.reduction_length**0.5 / 3)
 
     def runner(self, built: Built) -> Run:
-        """`built` as users call it: through a plan, or for a `fixed` spec with the filters bound once."""
-        plan = Plan(self._spec, self._device, built.choice, built.runner, workspace_bytes=built.workspace_bytes)
-        a, b = self.operands.a, self.operands.b
-        if self._spec.fixed:
-            bound = BoundPlan(plan, built.runner.bind(b))
-            return lambda out, workspace: bound.run(a, out, workspace)
-        return lambda out, workspace: plan.run(a, b, out, workspace)
+        """`built` on the judge's operands, as users call it."""
+        return as_used(self._spec, self._device, built, self.operands.a, self.operands.b)
 
     def verify(self, built: Built, run: Run, clock: Callable[[], float]) -> Verdict:
         """Run once among guards; the first fault found, the gravest first. What `run` raises passes through."""
@@ -84,3 +79,12 @@ class Judge:
             return error, ""
         worst = tuple(int(axis[off.argmax()]) for axis in self._at)
         return error, f"error {error:.1e} at {worst}, rounding explains {limit:.1e}"
+
+
+def as_used(spec: ConvSpec, device: Device, built: Built, a: Array, b: Array) -> Run:
+    """`built` as users call it: through a plan, or for a `fixed` spec with the filters bound once."""
+    plan = Plan(spec, device, built.choice, built.runner, workspace_bytes=built.workspace_bytes)
+    if spec.fixed:
+        bound = BoundPlan(plan, built.runner.bind(b))
+        return lambda out, workspace: bound.run(a, out, workspace)
+    return lambda out, workspace: plan.run(a, b, out, workspace)

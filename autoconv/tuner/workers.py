@@ -1,0 +1,286 @@
+"""Worker processes, kept warm: started, asked, watched, and killed when a candidate hangs or takes too much memory.
+
+A worker is `python -m autoconv.tuner._worker`, a fresh interpreter, so that nobody's `__main__` is imported again.
+Each serves candidates of the same optional libraries, which it imports once. Nothing of it outlives this process:
+the kernel kills it when its lifeline closes.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from autoconv.tuner.wire import IDLE_S, Channel, Garbled, Message
+
+__all__ = ["WORKERS", "Ended", "Worker", "Workers", "available_bytes"]
+
+WATCH_S = 5e-3  # between two looks at a worker's memory: at 10 GB/s, 50 MB
+START_S = 120.0  # an interpreter, NumPy and a framework from a slow disk
+LAST_WORDS = 300  # characters of what a worker wrote before it died
+DEATH_S = 10.0  # from the end of its messages to the end of the process
+FEW_BYTES = 1 << 16  # what a pipe holds
+
+
+class Ended(Exception):
+    """A worker's end: the status it means for the candidate that was being tried, and a sentence."""
+
+    def __init__(self, status: str, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason
+
+
+class Worker:
+    """One process, and the way to talk to it."""
+
+    def __init__(self, libraries: tuple[str, ...]) -> None:
+        """Start it; nothing waits. Raises `OSError` when there can be none."""
+        self.libraries = libraries
+        self.used_at = time.monotonic()
+        self._ready = False
+        self._told: dict[str, str] = dict(os.environ)
+        ours, theirs = socket.socketpair()
+        lifeline, self._lifeline = os.pipe()
+        self._words, words = os.pipe()
+        os.set_blocking(self._words, False)
+        os.set_blocking(words, False)  # who writes more than a pipe holds is not held up: the rest is lost
+        self._channel = Channel(ours)
+        command = [sys.executable, "-P", "-m", "autoconv.tuner._worker", str(theirs.fileno()), str(lifeline)]
+        try:
+            self._process = subprocess.Popen(
+                [*command, *libraries],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=words,
+                pass_fds=(theirs.fileno(), lifeline),
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))},
+                process_group=0,  # Ctrl-C is for us; and what a candidate starts can be killed with it
+            )
+        except BaseException:
+            self._hang_up()
+            raise
+        finally:
+            theirs.close()
+            os.close(lifeline)
+            os.close(words)
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self._process.pid
+
+    @property
+    def usable(self) -> bool:
+        """Whether it is there and will not go for idleness just now."""
+        return self._process.poll() is None and time.monotonic() - self.used_at < IDLE_S / 2
+
+    def is_ready(self, patience_s: float = START_S) -> bool:
+        """Whether it has imported its libraries, within `patience_s` seconds. Raises `Ended`."""
+        if not self._ready and self._channel.wait(patience_s):
+            self.hear(START_S, available_bytes())
+            self._ready = True
+        return self._ready
+
+    def ask(self, message: Message, descriptor: int) -> None:
+        """Ask for a trial. Raises `Ended`."""
+        environment = dict(os.environ)
+        if environment != self._told:
+            message = {**message, "environment": environment}
+            self._told = environment
+        try:
+            self._channel.send(message, descriptor)
+        except OSError:
+            raise self._obituary() from None
+
+    def hear(self, limit_s: float, limit_bytes: int) -> Message:
+        """Its next message. Raises `Ended`: it died, or took longer or more memory than this and was killed."""
+        deadline = time.monotonic() + limit_s
+        while not self._channel.wait(WATCH_S):
+            taken = self.resident_bytes()
+            if taken > limit_bytes:
+                self.kill()
+                raise Ended("oom", f"took {taken / 2**20:.0f} MiB, {limit_bytes / 2**20:.0f} MiB were allowed; ended")
+            if time.monotonic() > deadline:
+                self.kill()
+                raise Ended("timeout", f"not done after {limit_s:.3g} s; ended")
+        try:
+            received = self._channel.receive()
+        except Garbled as error:
+            self.kill()
+            raise Ended("crashed", f"wrote over what its process says: {error}") from error
+        if received is None:
+            raise self._obituary()
+        self.used_at = time.monotonic()
+        return received[0]
+
+    def resident_bytes(self) -> int:
+        """Memory that it holds now; 0 where the system does not say."""
+        try:
+            pages = Path(f"/proc/{self._process.pid}/statm").read_bytes().split()[1]
+        except (OSError, IndexError):
+            return 0
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+    def pause(self) -> None:
+        """Stop it where it is, so that pools of threads that spin after a call disturb nobody's timing."""
+        self._signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Let it run again."""
+        self._signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """End it and all that it started; once is enough."""
+        self._signal(signal.SIGKILL)
+        self._process.wait()
+        if self._lifeline >= 0:
+            self._hang_up()
+
+    def abandon(self) -> None:
+        """In a forked child: it is the parent's, so close what was inherited and leave it alone."""
+        self._process.returncode = 0  # or `Popen` would complain that it still runs
+        self._hang_up()
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process.returncode is None:  # after that its number may be somebody else's
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, number)
+
+    def _hang_up(self) -> None:
+        self._channel.close()
+        os.close(self._lifeline)
+        os.close(self._words)
+        self._lifeline = -1
+
+    def _obituary(self) -> Ended:
+        """What the end of its messages means."""
+        deadline = time.monotonic() + DEATH_S
+        while (end := os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is None:
+            if time.monotonic() > deadline:
+                self.kill()
+                return Ended("crashed", "its process closed all files")
+            time.sleep(1e-3)
+        words = self._last_words()
+        self.kill()  # what it started, and its number is free
+        if end.si_code == os.CLD_EXITED:
+            how = f"with exit status {end.si_status}"
+        elif end.si_status == signal.SIGKILL:
+            return Ended("oom", "killed by the system, as happens when memory runs out")
+        else:
+            how = f"by {signal.Signals(end.si_status).name}"
+        return Ended("crashed", f"its process ended {how}{': ' * bool(words)}{words}")
+
+    def _last_words(self) -> str:
+        try:
+            text = os.read(self._words, FEW_BYTES).decode(errors="replace")
+        except BlockingIOError:
+            return ""
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        return lines[-1][:LAST_WORDS] if lines else ""
+
+
+class Workers:
+    """The workers of this process; those that nobody uses, one for each set of libraries, wait for the next trial."""
+
+    def __init__(self) -> None:
+        self._idle: dict[tuple[str, ...], Worker] = {}
+        self._all: set[Worker] = set()
+        self._lock = threading.Lock()
+
+    def warm(self, libraries: tuple[str, ...]) -> None:
+        """Let one start, unless one waits already. Raises `OSError`."""
+        if libraries not in self._idle:
+            self._give_back(self._take(libraries))
+
+    def is_ready(self, libraries: tuple[str, ...]) -> bool:
+        """Whether one waits that has imported `libraries`, or died of it."""
+        worker = self._idle.get(libraries)
+        try:
+            return worker is not None and worker.is_ready(0)
+        except Ended:
+            return True
+
+    def relax(self) -> None:
+        """After a race: those that wait may sleep as they like, and go when nobody needs them."""
+        for worker in tuple(self._idle.values()):
+            worker.go_on()
+
+    @contextmanager
+    def lend(self, libraries: tuple[str, ...]) -> Iterator[Worker]:
+        """A worker for one trial, paused afterwards. Any exception ends it. Raises `OSError` when there can be none."""
+        worker = self._take(libraries)
+        try:
+            yield worker
+        except BaseException:
+            self.end(worker)
+            raise
+        worker.pause()
+        self._give_back(worker)
+
+    def _take(self, libraries: tuple[str, ...]) -> Worker:
+        with self._lock:
+            found = self._idle.pop(libraries, None)
+        if found is not None:
+            if found.usable:
+                found.go_on()
+                return found
+            self.end(found)
+        made = Worker(libraries)
+        with self._lock:
+            self._all.add(made)
+        return made
+
+    def _give_back(self, worker: Worker) -> None:
+        with self._lock:
+            kept = self._idle.setdefault(worker.libraries, worker)
+        if kept is not worker:  # another thread's came back meanwhile
+            self.end(worker)
+
+    def end(self, worker: Worker) -> None:
+        """Kill `worker`, and forget it."""
+        with self._lock:
+            known = worker in self._all
+            self._all.discard(worker)
+        if known:
+            worker.kill()
+
+    def end_all(self) -> None:
+        """Kill all of them."""
+        self._idle.clear()
+        for worker in tuple(self._all):
+            self.end(worker)
+
+    def abandon_all(self) -> None:
+        """In a forked child: none of them is its own."""
+        self._lock = threading.Lock()
+        for worker in self._all:
+            worker.abandon()
+        self._idle.clear()
+        self._all.clear()
+
+
+def available_bytes() -> int:
+    """Memory that processes may still take on this machine; a great number where the system does not say."""
+    try:
+        with open("/proc/meminfo") as file:
+            line = next(line for line in file if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return 1 << 62
+    return int(line.split()[1]) * 1024
+
+
+WORKERS = Workers()
+"""Those of this process."""
+
+atexit.register(WORKERS.end_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=WORKERS.abandon_all)
