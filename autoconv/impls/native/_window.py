@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from math import ceil, gcd, prod
 from typing import Any
 
+from autoconv.impls._winograd import matrices
 from autoconv.impls.native._c import prelude, template
 from autoconv.impls.native._forward import Forward
-from autoconv.impls.native._winograd_transforms import transforms
 
 __all__ = ["Toom", "Window", "blockings"]
 
@@ -266,7 +266,7 @@ class Toom:
         return window.efficiency * f.taps * prod(f.out_spatial) / done / overhead / halo
 
     def source(self) -> str:
-        f, matrices = self.forward, transforms(self.parts, self.parts)
+        f, toom = self.forward, matrices(self.parts, self.parts)
         names = self.window.names | {
             "PARTS": self.parts,
             "P": f.out_spatial[1],
@@ -280,9 +280,9 @@ class Toom:
             "BLOCK_Y_C": self.rows * self.result_width,
             "RESULT_W": self.result_width,
             "SCRATCH_BYTES": f"{self._scratch_bytes}L",
-            "DATA_MATRIX": _matrix(matrices.data),
-            "FILTER_MATRIX": _matrix(matrices.filters),
-            "INVERSE_MATRIX": _matrix(matrices.inverse),
+            "DATA_MATRIX": _matrix(toom.data.tolist()),
+            "FILTER_MATRIX": _matrix(toom.filters.tolist()),
+            "INVERSE_MATRIX": _matrix(toom.inverse.tolist()),
             **{f"FULL_W_{axis}": f"({step})" for axis, step in zip("GKCDRS", f.w_strides, strict=True)},
         }
         return c_text(self.window, names, "window.c", "window_toom.c")

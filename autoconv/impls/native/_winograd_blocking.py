@@ -22,7 +22,7 @@ from math import ceil, prod
 
 from autoconv.impls.native._c import ITEM_BYTES, lanes, registers
 from autoconv.impls.native._family import Tunables
-from autoconv.impls.native._winograd_transforms import POINTS
+from autoconv.impls.native._winograd_transforms import MOST_POINTS
 from autoconv.spec import ConvSpec, Op
 
 __all__ = ["LAID_OUT", "PLAIN", "TRANSFORMED", "Blocking", "Problem", "as_problem", "candidates"]
@@ -234,10 +234,9 @@ def _streaming(size: float) -> float:
 def _sides(problem: Problem) -> Iterator[tuple[int, int]]:
     """Tile sizes to consider; an axis of a single tap is not transformed."""
     r, s = problem.kernel
-    most = max(POINTS)
     for mh in range(2, 7) if r > 1 else (1,):
         for mw in range(2, 7) if s > 1 else (1,):
-            if mh + r - 1 > most or mw + s - 1 > most or (mh > problem.y[0] + 1) or (mw > problem.y[1] + 1):
+            if max(mh + r, mw + s) - 1 > MOST_POINTS or (mh > problem.y[0] + 1) or (mw > problem.y[1] + 1):
                 continue
             few = ceil(problem.y[0] / mh) * ceil(problem.y[1] / mw) <= MIXED_TILES
             if mh == mw or 1 in (r, s) or r != s or (few and abs(mh - mw) <= 2):

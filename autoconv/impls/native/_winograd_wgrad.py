@@ -15,7 +15,7 @@ from math import ceil, prod
 
 from autoconv.impls.native._c import ITEM_BYTES, defines, lanes, prelude, registers, template
 from autoconv.impls.native._family import Tunables
-from autoconv.impls.native._winograd_transforms import POINTS, c_functions
+from autoconv.impls.native._winograd_transforms import MOST_POINTS, c_functions
 from autoconv.spec import ConvSpec
 
 __all__ = ["WgradBlocking", "wgrad_candidates"]
@@ -170,7 +170,7 @@ class WgradBlocking:
 def wgrad_candidates(spec: ConvSpec, threads: int, vector_bytes: int) -> Iterator[WgradBlocking]:
     """Every blocking worth estimating."""
     vw, (r, s) = lanes(spec.dtype, vector_bytes), spec.kernel
-    most, filters = max(POINTS), spec.out_channels // spec.groups
+    most, filters = MOST_POINTS, spec.out_channels // spec.groups
     height, width = spec.output_spatial
     for m in range(2, 7):
         mh, mw = (min(m, most + 1 - taps) if taps > 1 else 1 for taps in (r, s))

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from autoconv.impls.native._c import ITEM_BYTES, defines, prelude, template
 from autoconv.impls.native._family import NativeFamily, Tunables
 from autoconv.impls.native._winograd_blocking import Blocking, as_problem, candidates
-from autoconv.impls.native._winograd_transforms import POINTS, c_functions
+from autoconv.impls.native._winograd_transforms import MOST_POINTS, c_functions
 from autoconv.impls.native._winograd_wgrad import WgradBlocking, wgrad_candidates
 from autoconv.spec import ConvSpec, Op
 
@@ -25,8 +25,6 @@ __all__ = ["Winograd"]
 MAX_CONFIGS = 8
 PER_KIND = 2  # register blocks of one tile size, way of sharing and kind of filters; unequal sides get one
 HOPELESS = 1.6  # estimates rank better than that
-
-_MOST = max(POINTS)
 
 
 class Winograd(NativeFamily):
@@ -44,14 +42,14 @@ class Winograd(NativeFamily):
             return f"needs dilation 1, got {spec.dilation}"
         if max(spec.kernel) < 2:
             return f"needs two taps or more along one axis, got {spec.kernel}"
-        if max(spec.kernel) >= _MOST:
-            return f"needs at most {_MOST - 1} taps an axis, got {spec.kernel}"
+        if max(spec.kernel) >= MOST_POINTS:
+            return f"needs at most {MOST_POINTS - 1} taps an axis, got {spec.kernel}"
         if min(spec.batch, *spec.output_spatial, *spec.in_spatial) < 1:
             return "needs a non-empty problem"
         if tunables:
             for m, r in zip((tunables["mh"], tunables["mw"]), spec.kernel, strict=True):
-                if m < 1 or m + r - 1 not in POINTS:
-                    return f"F({m}, {r}) takes {m + r - 1} points, sets of up to {_MOST} are accurate enough"
+                if m < 1 or m + r - 1 > MOST_POINTS:
+                    return f"F({m}, {r}) takes {m + r - 1} points, sets of up to {MOST_POINTS} are accurate enough"
         return None
 
     def tunables(self, spec: ConvSpec, threads: int, vector_bytes: int) -> Sequence[Tunables]:
