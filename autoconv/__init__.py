@@ -5,8 +5,9 @@
 >>> y.shape
 (1, 4, 8, 8)
 
-`plan` decides once for many calls, `tune` races beforehand, `explain` says what was chosen and why,
-`settings` steers, `implementations` lists what there is and `register` adds to it.
+`plan` decides once for many calls, `tune` races beforehand, `explain` says what was chosen and why, `regress` times
+again what is doubtful, `verify` checks that winners are still right, `settings` steers, `implementations` lists what
+there is and `register` adds to it.
 """
 
 from autoconv.api import (
@@ -15,7 +16,9 @@ from autoconv.api import (
     implementations,
     plan,
     register,
+    regress,
     tune,
+    verify,
 )
 from autoconv.convolving import (
     conv1d,
@@ -82,6 +85,8 @@ __all__ = [
     "implementations",
     "plan",
     "register",
+    "regress",
     "settings",
     "tune",
+    "verify",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from autoconv import dispatch, options
@@ -19,7 +20,9 @@ from autoconv.spec import ConvSpec
 from autoconv.verbose import announce
 
 if TYPE_CHECKING:
+    from autoconv.regressing import Regression
     from autoconv.tuner import TuningResult
+    from autoconv.verifying import Verification
 
 __all__ = [
     "ImplementationRecord",
@@ -27,7 +30,9 @@ __all__ = [
     "implementations",
     "plan",
     "register",
+    "regress",
     "tune",
+    "verify",
 ]
 
 
@@ -75,18 +80,11 @@ def tune(
     Returns one `TuningResult` per spec. Raises `InvalidSpec` before anything is measured when a text
     cannot be read, `NoImplementation` when nothing may run a spec (the others are tuned first).
     """
-    if isinstance(specs, ConvSpec | str):
-        specs = [specs]
-    problems = [_as_spec(spec) for spec in specs]
-    if budget_s is not None and not 0 < budget_s < float("inf"):
-        raise InvalidOption(f"budget_s must be a positive number of seconds, got {budget_s!r}")
-    settings = options.current_scope().settings
+    problems = _as_specs(specs)
+    deadline = _deadline(budget_s)
+    settings = _checked_settings()
     where = find_device(device, settings.threads)
-    registry = default_registry()
-    for name in ("require", "exclude", "prefer"):
-        registry.check_words(name, getattr(settings, name))
     tuner = dispatch.make_tuner()
-    deadline = None if budget_s is None else time.perf_counter() + budget_s
     results: list[TuningResult] = []
 
     failure: NoImplementation | None = None
@@ -107,6 +105,102 @@ def tune(
     options.forget_calls()
     if failure is not None:
         raise failure
+    return results
+
+
+def regress(
+    specs: Iterable[ConvSpec | str] | ConvSpec | str | None = None,
+    device: str | None = None,
+    budget_s: float | None = None,
+    progress: bool = False,
+    watch: Callable[[str, str, int, int], None] | None = None,
+) -> list[Regression]:
+    """Time again what is remembered but doubtful: rows that are suspect, partial, or of an older environment.
+
+    Only the top candidates of a spec race again; rows are added, none is removed. Specs whose winner is doubtful
+    come first.
+
+    Parameters
+    ----------
+    specs : ConvSpec, text, or an iterable of them, optional
+        Look at these alone; by default at everything remembered on the device.
+    device : None or "cpu"
+    budget_s : float, optional
+        Seconds for all specs together, by default as for `tune`. What it does not reach stays as it is.
+    progress : bool
+        Show a progress bar on standard error.
+    watch : callable, optional
+        Called as `watch(stage, detail, done, total)` while a race goes on.
+
+    Returns one `Regression` per spec that was timed again: the decision before and after, and the ratio and interval
+    behind it. Raises `InvalidSpec` for a text that cannot be read.
+
+    >>> import autoconv
+    >>> autoconv.regress("fprop n1c3 7x7 k3 3x3")  # nothing is remembered of it
+    []
+    """
+    from autoconv import regressing  # with the tuner, which a call does not need
+
+    deadline = _deadline(budget_s)
+    settings = _checked_settings()
+    where = find_device(device, settings.threads)
+    doubts = [] if specs == [] else regressing.doubtful(where, [] if specs is None else _as_specs(specs))
+    tuner = dispatch.make_tuner()
+    results: list[Regression] = []
+    with Progress(len(doubts), enabled=progress, verb="timing again") as bar:
+        for done, doubt in enumerate(doubts):
+            if deadline is not None and time.perf_counter() >= deadline:
+                break
+            share = budget_share(settings, deadline, len(doubts) - done)
+            bar.start(str(doubt.spec))
+            with suppress(NoImplementation):  # none of them can run here any more: a call says so, and `explain` why
+                results.append(regressing.race_again(doubt, tuner, share, watch or bar.watch))
+            bar.finish()
+    options.forget_calls()
+    return results
+
+
+def verify(
+    specs: Iterable[ConvSpec | str] | ConvSpec | str | None = None,
+    device: str | None = None,
+    seed: int | None = None,
+    progress: bool = False,
+) -> list[Verification]:
+    """Check remembered winners against the float64 reference on fresh operands: do they still give right answers?
+
+    A winner that does not gets a row that says so and is not used any more, here and in other processes; the next
+    best is checked in its place. Nothing is timed.
+
+    Parameters
+    ----------
+    specs : ConvSpec, text, or an iterable of them, optional
+        Check these alone; by default everything remembered on the device.
+    device : None or "cpu"
+    seed : int, optional
+        Fixes the operands, to repeat a check; by default they are new ones every time.
+    progress : bool
+        Show a progress bar on standard error.
+
+    Returns one `Verification` per remembered spec. Raises `InvalidSpec` for a text that cannot be read.
+
+    >>> import autoconv
+    >>> all(one.ok for one in autoconv.verify())
+    True
+    """
+    from autoconv import showing, verifying
+
+    settings = _checked_settings()
+    where = find_device(device, settings.threads)
+    seed = verifying.checked_seed(seed)
+    wanted = None if specs is None else _as_specs(specs)
+    known = [] if wanted == [] else showing.remembered_specs(where.fingerprint, wanted or ())
+    results: list[Verification] = []
+    with Progress(len(known), enabled=progress, verb="verifying") as bar:
+        for spec in known:
+            bar.start(str(spec))
+            results.append(verifying.verify_spec(spec, where, seed))
+            bar.finish()
+    options.forget_calls()
     return results
 
 
@@ -135,6 +229,28 @@ def _announce(result: TuningResult, settings: options.Settings) -> None:
         decision=result.decision,
     )
     announce(shown, settings, result.rows, result.refusals)
+
+
+def _deadline(budget_s: float | None) -> float | None:
+    """When a common budget ends, of `time.perf_counter`."""
+    if budget_s is None:
+        return None
+    if not 0 < budget_s < float("inf"):
+        raise InvalidOption(f"budget_s must be a positive number of seconds, got {budget_s!r}")
+    return time.perf_counter() + budget_s
+
+
+def _checked_settings() -> options.Settings:
+    """The settings in force. Raises `RegistryError` for an unknown name in them."""
+    settings = options.current_scope().settings
+    registry = default_registry()
+    for name in ("require", "exclude", "prefer"):
+        registry.check_words(name, getattr(settings, name))
+    return settings
+
+
+def _as_specs(specs: Iterable[ConvSpec | str] | ConvSpec | str) -> list[ConvSpec]:
+    return [_as_spec(spec) for spec in ([specs] if isinstance(specs, ConvSpec | str) else specs)]
 
 
 def _as_spec(spec: ConvSpec | str) -> ConvSpec:

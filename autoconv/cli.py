@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import click
 
 import autoconv
-from autoconv import benching, campaign, doctor, report, showing, workloads
+from autoconv import benching, campaign, doctor, regressing, report, showing, workloads
 from autoconv.device import find_device
 from autoconv.dispatch import current_store
 from autoconv.errors import AutoconvError, InvalidOption, InvalidSpec, RegistryError
@@ -24,6 +24,7 @@ from autoconv.options import Settings
 from autoconv.registry import default_registry
 from autoconv.spec import DTYPES, LAYOUTS, ConvSpec, Op
 from autoconv.tables import Report, clean
+from autoconv.verifying import SEEDS
 from autoconv.workloads import Entry, Problem, Workload
 
 __all__ = ["cli", "main"]
@@ -63,7 +64,8 @@ def cli() -> None:
     \b
     Exit status:
       0    done
-      1    a spec failed, a workload line could not be read, or nothing here can run what was asked for
+      1    a spec failed, a workload line could not be read, nothing here can run what was asked for, or
+           a remembered winner turned out to be wrong (verify)
       2    wrong usage, a spec that makes no sense, an unknown name
       130  interrupted with Ctrl-C; what was measured by then is kept
     """
@@ -202,9 +204,60 @@ def tune(
     _tell(work.problems)
     if not entries and not work.problems:
         _say("nothing was missed on this device")
-    done = campaign.run(entries, device=device, budget_s=budget, retune=retune, say=_say)
+    done = campaign.tune(entries, device=device, budget_s=budget, retune=retune, say=_say)
     told = report.winners(done.results, done.failures, work.problems, interrupted=done.interrupted)
     _finish(told, as_json, done, work.problems)
+
+
+@cli.command()
+@_TARGETS
+@_PROBLEM
+@_BUDGET
+@_steered
+def regress(targets: tuple[str, ...], budget: float | None, device: str | None, as_json: bool, **problem: Any) -> None:
+    """Time again what is remembered but doubtful, and say who was promoted and on what evidence.
+
+    Doubtful are rows that are suspect (something disturbed the measurement), partial (the race was cut
+    short) or stale (a library, compiler or driver has another version now). Only the top candidates of a
+    spec race again; nothing is removed. Without TARGETS, everything remembered on the device is looked at,
+    specs with a doubtful winner first; what the budget does not reach stays as it is.
+
+    \b
+      autoconv regress --budget 60
+      autoconv regress resnet50 --batch 8
+    """
+    work = _load(targets)
+    specs = [entry.spec for entry in workloads.adapt(work.entries, **problem)]
+    _tell(work.problems)
+    where = find_device(device, autoconv.settings.current().threads)
+    doubts = regressing.doubtful(where, specs) if specs or not targets else []
+    entries = [Entry(doubt.spec) for doubt in doubts]
+    done = campaign.regress(entries, device=device, budget_s=budget, say=_say)
+    told = report.regressions(done.results, done.failures, work.problems, left=done.left, interrupted=done.interrupted)
+    _finish(told, as_json, done, work.problems)
+
+
+@cli.command()
+@_TARGETS
+@_PROBLEM
+@click.option("--seed", type=click.IntRange(0, SEEDS - 1), help="Repeat a check: the seed of its operands.")
+@_steered
+def verify(targets: tuple[str, ...], seed: int | None, device: str | None, as_json: bool, **problem: Any) -> None:
+    """Check remembered winners against the float64 reference on fresh operands.
+
+    A winner that gives a wrong answer, or one beyond max_rel_error, is marked and not used any more; the
+    next best is checked in its place. Without TARGETS, everything remembered on the device is checked.
+    Exits with 0 when every winner was right, with 1 when one was not.
+    """
+    work = _load(targets)
+    specs = [entry.spec for entry in workloads.adapt(work.entries, **problem)]
+    _tell(work.problems)
+    where = find_device(device, autoconv.settings.current().threads).fingerprint
+    known = showing.remembered_specs(where, specs) if specs or not targets else []
+    done = campaign.verify([Entry(spec) for spec in known], device=device, seed=seed, say=_say)
+    told = report.verifications(done.results, done.failures, work.problems, interrupted=done.interrupted)
+    _finish(told, as_json, done, work.problems)
+    _exit(0 if all(one.ok for _, one in done.results) and (known or not targets) else FAILED)
 
 
 @cli.command()
@@ -228,7 +281,7 @@ def show(targets: tuple[str, ...], all_devices: bool, device: str | None, as_jso
 @_steered
 def explain(spec: tuple[str, ...], device: str | None, as_json: bool) -> None:
     """Say which implementation would run SPEC, why, what lost and by how much, and what refused."""
-    told = autoconv.explain(ConvSpec.parse(" ".join(spec)), device).to_dict()
+    told = autoconv.explain(" ".join(spec), device).to_dict()
     report.explanation(told).print(sys.stdout, as_json=as_json)
     _exit(0 if told["chosen"] else FAILED)
 
@@ -258,7 +311,7 @@ def bench(targets: tuple[str, ...], budget: float | None, device: str | None, as
     _tell(work.problems)
     where = find_device(device, autoconv.settings.current().threads)
     peaks = benching.measured_peaks([entry.spec for entry in entries], where.threads)
-    done = campaign.run(entries, device=device, budget_s=budget, retune=True, say=_say)
+    done = campaign.tune(entries, device=device, budget_s=budget, retune=True, say=_say)
     tables = [(entry, benching.bench_rows(result, peaks)) for entry, result in done.results]
     told = report.bench(tables, done.failures, work.problems, peaks, where.fingerprint, interrupted=done.interrupted)
     _finish(told, as_json, done, work.problems)
@@ -307,7 +360,7 @@ def _tell(problems: Sequence[Problem]) -> None:
         _say(f"error: {problem}")
 
 
-def _finish(told: Report, as_json: bool, done: campaign.Campaign, problems: Sequence[Problem]) -> None:
+def _finish(told: Report, as_json: bool, done: campaign.Campaign[Any], problems: Sequence[Problem]) -> None:
     """Print what there is, then leave with the status that fits."""
     told.print(sys.stdout, as_json=as_json)
     if done.interrupted:

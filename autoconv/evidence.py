@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cache
+from math import comb, isfinite
 from typing import Any, Protocol, TypeAlias
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "Store",
     "candidate_key",
     "decide",
+    "doubts_about",
     "latest",
     "ratio_interval",
 ]
@@ -30,7 +33,8 @@ __all__ = [
 Value: TypeAlias = int | str | bool
 
 TIE_GAP = 0.02  # medians closer than this are a tie: below what one machine reproduces from day to day
-WIDEST_TIE = 0.10  # medians further apart than this are no tie, however wide noise has made the interval
+WIDEST_TIE = 0.05  # medians further apart than this are no tie, however wide noise has made the interval
+CONFIDENCE = 0.95  # of the interval of a ratio
 USABLE = frozenset({"ok", "partial", "suspect"})
 """Statuses whose time may rank. The others: skipped, wrong, failed, crashed, timeout, oom."""
 
@@ -143,7 +147,28 @@ class Measurement:
     @property
     def usable(self) -> bool:
         """Whether the row has a time that may rank."""
-        return self.status in USABLE and self.median_s is not None and self.median_s > 0
+        return self.status in USABLE and self.median_s is not None and self.median_s > 0 and isfinite(self.median_s)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for `--json`; times in seconds, sizes in bytes."""
+        return {
+            "choice": str(self.choice),
+            "id": self.choice.implementation,
+            "version": self.choice.version,
+            "config": dict(self.choice.config),
+            "status": self.status,
+            "median_s": self.median_s,
+            "spread": self.spread,
+            "samples": list(self.samples),
+            "race": self.race,
+            "workspace_bytes": self.workspace_bytes,
+            "error": self.error,
+            "deterministic": self.deterministic,
+            "strict_nan": self.strict_nan,
+            "reason": self.reason,
+            "environment": dict(self.environment),
+            "measured_at": self.measured_at,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +249,11 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The winner and what supports it. `interval` bounds runner-up time / winner time (95 %)."""
+    """The winner and what supports it. `interval` bounds runner-up time / winner time (95 %).
+
+    `doubts` says why the winner's own row deserves to be timed again: it is suspect, partial or stale. It wins
+    all the same: the best that is known. `partial` says that some row that may win was cut short.
+    """
 
     winner: Measurement
     runner_up: Measurement | None
@@ -232,6 +261,7 @@ class Decision:
     tie: bool
     partial: bool
     why: str
+    doubts: tuple[str, ...] = ()
 
     @property
     def ratio(self) -> float | None:
@@ -239,6 +269,19 @@ class Decision:
         if self.runner_up is None or not self.runner_up.median_s or not self.winner.median_s:
             return None
         return self.runner_up.median_s / self.winner.median_s
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for `--json`."""
+        return {
+            "winner": self.winner.to_dict(),
+            "runner_up": str(self.runner_up.choice) if self.runner_up else None,
+            "ratio": self.ratio,
+            "interval": list(self.interval) if self.interval else None,
+            "tie": self.tie,
+            "partial": self.partial,
+            "doubts": list(self.doubts),
+            "why": self.why,
+        }
 
 
 def ratio_interval(slower: Measurement, faster: Measurement) -> tuple[float, float] | None:
@@ -249,18 +292,42 @@ def ratio_interval(slower: Measurement, faster: Measurement) -> tuple[float, flo
     if slower.race != faster.race or not slower.race:
         return None
     ratios = sorted(a / b for a, b in zip(slower.samples, faster.samples, strict=False))
-    n = len(ratios)
-    if n < 6:  # five signs alike happen by chance once in 16
-        return None
-    rank = max(0, int((n - 1.96 * n**0.5) / 2))
-    return ratios[rank], ratios[n - 1 - rank]
+    rank = _outside(len(ratios))
+    return None if rank < 0 else (ratios[rank], ratios[len(ratios) - 1 - rank])
 
 
-def decide(rows: Iterable[Measurement], limits: Limits) -> Decision | None:
+@cache
+def _outside(n: int) -> int:
+    """How many of `n` ratios lie below the interval, and as many above; -1 when `n` are too few for one.
+
+    The true median has fewer than `rank` + 1 of `n` ratios on one side as often as a fair coin shows so few heads.
+    """
+    tail, rank = 0.0, -1
+    while rank + 1 < n and 2 * (tail := tail + comb(n, rank + 1) / 2**n) <= 1 - CONFIDENCE:
+        rank += 1
+    return rank
+
+
+def doubts_about(row: Measurement, stale: str = "") -> tuple[str, ...]:
+    """Why a row that may win deserves to be timed again; `stale` says which versions it was measured with."""
+    doubts = []
+    if row.status == "suspect":
+        doubts.append(f"suspect: {row.reason or 'something disturbed the measurement'}")
+    if row.status == "partial":
+        doubts.append(f"partial: {row.reason or 'its race was cut short'}")
+    if stale:
+        doubts.append(f"stale: {stale}")
+    return tuple(doubts)
+
+
+def decide(rows: Iterable[Measurement], limits: Limits, stale: Mapping[str, str] | None = None) -> Decision | None:
     """The fastest row that `limits` allow; a tie goes by preference, determinism, workspace, error, id.
 
     A tie is medians within `TIE_GAP`, or within `WIDEST_TIE` with an interval of the paired ratio that
     contains 1: an interval that noise made wide is no reason to prefer a slower median. None when no row may win.
+
+    `stale` maps a `candidate_key` to what has changed since its row was measured. Stale, suspect and partial rows
+    rank like any other; when one wins, the decision's `doubts` and `why` say so.
     """
     allowed = [row for row in rows if row.usable and limits.refuses(row) is None]
     if not allowed:
@@ -272,14 +339,15 @@ def decide(rows: Iterable[Measurement], limits: Limits) -> Decision | None:
     others = [row for row in allowed if row is not winner]
     runner_up = others[0] if others else None
     interval = ratio_interval(runner_up, winner) if runner_up else None
-    tie = len(tied) > 1
+    doubts = doubts_about(winner, (stale or {}).get(candidate_key(winner.choice), ""))
     return Decision(
         winner=winner,
         runner_up=runner_up,
         interval=interval,
-        tie=tie,
+        tie=len(tied) > 1,
         partial=any(row.status == "partial" for row in allowed),
-        why=_sentence(winner, best, runner_up, interval, len(tied)),
+        why="; ".join((_sentence(winner, best, runner_up, interval, len(tied)), *doubts)),
+        doubts=doubts,
     )
 
 

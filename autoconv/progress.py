@@ -12,7 +12,7 @@ __all__ = ["Progress"]
 class Progress:
     """k of n specs, the present spec and what is being done to it. Silent unless `enabled`."""
 
-    def __init__(self, total: int, *, enabled: bool) -> None:
+    def __init__(self, total: int, *, enabled: bool, verb: str = "tuning") -> None:
         self._total = total
         self._bar: Any = None
         self._task: Any = None
@@ -24,7 +24,7 @@ class Progress:
             from rich.table import Column
 
             self._bar = Progress(
-                TextColumn("tuning"),
+                TextColumn(verb),
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),

@@ -15,7 +15,7 @@ from importlib import import_module
 
 from autoconv.device import Device
 from autoconv.errors import NoImplementation, RegistryError
-from autoconv.evidence import Choice, Config, Limits
+from autoconv.evidence import Choice, Config, Limits, Measurement, candidate_key
 from autoconv.implementation import Built, Context, Implementation
 from autoconv.impls import BUILTIN, RETIRED
 from autoconv.spec import ConvSpec
@@ -224,6 +224,19 @@ class Registry:
         for link in choice.chain():
             merged.update(self.get(link.implementation).environment(link.config))
         return merged
+
+    def stale(self, rows: Iterable[Measurement]) -> dict[str, str]:
+        """`candidate_key` of each row that was measured with other versions, to what has changed since."""
+        return {candidate_key(row.choice): text for row in rows if (text := self._changes(row))}
+
+    def _changes(self, row: Measurement) -> str:
+        """Versions that differ now; one that only one side knows does not count: autoconv may note more than it did."""
+        try:
+            now = self.environment(row.choice)
+        except (RegistryError, ImportError, OSError):
+            return "its implementation cannot be loaded any more"
+        changed = [f"{name} {old} -> {now[name]}" for name, old in row.environment.items() if now.get(name, old) != old]
+        return ", ".join(changed)
 
     # Finding ------------------------------------------------------------------------------------
 

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from autoconv import cells
 from autoconv.benching import BenchRow
 from autoconv.catalogue import ImplementationRecord
-from autoconv.evidence import Decision, Measurement, Miss
+from autoconv.evidence import Decision, Miss
 from autoconv.showing import Memory
 from autoconv.tables import Report, Table
 from autoconv.verbose import format_time, repeat_command
 from autoconv.workloads import Entry, Problem
 
 if TYPE_CHECKING:
+    from autoconv.regressing import Regression
     from autoconv.tuner import TuningResult
+    from autoconv.verifying import Verification
 
 __all__ = [
     "Report",
@@ -29,13 +31,18 @@ __all__ = [
     "doctor",
     "explanation",
     "implementations",
+    "regressions",
     "remembered",
     "repeat_command",
+    "verifications",
     "winners",
 ]
 
-NONE = "-"  # an empty cell
-SPARE = ("error", "workspace", "spread")  # of a table of candidates
+SPARE = ("error", "workspace", "rounds", "spread", "interval")  # of a table of candidates
+NO_DECISION: dict[str, Any] = {
+    "winner": None, "runner_up": None, "ratio": None, "interval": None, "tie": False, "partial": False, "doubts": [],
+    "why": "",
+}  # fmt: skip
 
 
 # Builders ----------------------------------------------------------------------------------------
@@ -54,14 +61,14 @@ def winners(
     rows = []
     for entry, result in results:
         decision = result.decision
-        cells = (
+        line = (
             *((entry.name,) if named else ()),
             str(entry.spec),
-            *_decision_cells(decision),
-            _gflops(entry.spec.macs, decision),
+            *cells.decision(decision),
+            cells.gflops(entry.spec.macs, decision),
             _state(result),
         )
-        rows.append(cells)
+        rows.append(line)
     columns = (*(("name",) if named else ()), "spec", "winner", "time", "ahead of", "by", "GFLOP/s", "state")
     spare = ("spec", "GFLOP/s") if named else ("GFLOP/s",)
     table = Table(columns, tuple(rows), title, frozenset({"time", "by", "GFLOP/s"}), (*spare, "ahead of"))
@@ -84,18 +91,19 @@ def remembered(memories: Sequence[Memory], misses: Sequence[Miss], *, candidates
         rows = tuple(
             (
                 memory.spec,
-                *_decision_cells(memory.decision),
+                *cells.decision(memory.decision),
                 str(len(memory.rows)),
-                _when(max((row.measured_at for row in memory.rows), default=0.0)),
+                cells.when(max((row.measured_at for row in memory.rows), default=0.0)),
+                ", ".join(cells.doubts(memory.decision)),
             )
             for memory in here
         )
-        columns = ("spec", "winner", "time", "ahead of", "by", "rows", "measured")
+        columns = ("spec", "winner", "time", "ahead of", "by", "rows", "measured", "state")
         parts.append(Table(columns, rows, device, frozenset({"time", "by", "rows"}), ("rows", "measured", "ahead of")))
         if candidates:
             parts += [_measurements(memory) for memory in here]
     if misses:
-        rows_missed = tuple((miss.spec, str(miss.count), _when(miss.last_at), miss.reason) for miss in misses)
+        rows_missed = tuple((miss.spec, str(miss.count), cells.when(miss.last_at), miss.reason) for miss in misses)
         parts.append(
             Table(("spec", "asked for", "last", "why"), rows_missed, "missed or cut short", frozenset({"asked for"}))
         )
@@ -105,7 +113,7 @@ def remembered(memories: Sequence[Memory], misses: Sequence[Miss], *, candidates
                 "spec": memory.spec,
                 "device": memory.device,
                 **_decision_data(memory.decision),
-                "candidates": [_row_data(row) for row in memory.rows],
+                "candidates": memory.candidates(),
             }
             for memory in memories
         ],
@@ -154,13 +162,13 @@ def implementations(records: Sequence[ImplementationRecord]) -> Report:
             one.id,
             str(one.version),
             " ".join(one.ops),
-            _range(one.ranks),
+            cells.span(one.ranks),
             " ".join(one.dtypes),
             " ".join(one.layouts),
-            _fact(one.deterministic),
-            _fact(one.strict_nan),
+            cells.fact(one.deterministic),
+            cells.fact(one.strict_nan),
             " ".join(one.tags),
-            _fact(one.available),
+            cells.fact(one.available),
         )
         for one in records
     )
@@ -170,6 +178,84 @@ def implementations(records: Sequence[ImplementationRecord]) -> Report:
     if missing:
         parts.append(_two_columns("not available here", "id", "reason", missing))
     return Report(tuple(parts), [asdict(one) for one in records])
+
+
+def regressions(
+    results: Sequence[tuple[Entry, Regression]],
+    failures: Sequence[tuple[Entry, str]] = (),
+    problems: Sequence[Problem] = (),
+    *,
+    left: int = 0,
+    interrupted: bool = False,
+) -> Report:
+    """What was timed again, why, and what became of the winners."""
+    columns = ("spec", "why again", "winner", "was", "by", "interval", "drift", "state")
+    rows = []
+    for _, one in results:
+        old = one.before.winner if one.before and one.changed else None
+        rows.append(
+            (
+                str(one.spec),
+                ", ".join(dict.fromkeys(reason.partition(":")[0] for reason in one.reasons)),
+                str(one.after.winner.choice),
+                str(old.choice) if old else cells.NONE,
+                cells.times(one.ratio) if old else cells.NONE,
+                cells.interval(one.interval),
+                cells.times(one.drift),
+                ", ".join(["cut short"] if one.partial else cells.doubts(one.after)) or "settled",
+            )
+        )
+    table = Table(columns, tuple(rows), "timed again", frozenset({"by", "interval", "drift"}), ("drift", "interval"))
+    parts: list[Table | str] = [table] if rows else []
+    if failures:
+        parts.append(_failure_table("not timed again", failures))
+    if left:
+        parts.append(f"{left} more are doubtful: the budget did not reach them")
+    data = {
+        "interrupted": interrupted,
+        "left": left,
+        "results": [one.to_dict() for _, one in results],
+        **_trouble_data(failures, problems),
+    }
+    return Report(tuple(parts) or ("nothing that is remembered is doubtful",), data)
+
+
+def verifications(
+    results: Sequence[tuple[Entry, Verification]],
+    failures: Sequence[tuple[Entry, str]] = (),
+    problems: Sequence[Problem] = (),
+    *,
+    interrupted: bool = False,
+) -> Report:
+    """How remembered winners fared on fresh operands."""
+    columns = ("spec", "candidate", "check", "error", "remembered", "reason")
+    rows = tuple(
+        (
+            str(one.spec),
+            str(check.row.choice),
+            check.status,
+            cells.error(check.error),
+            cells.error(check.row.error),
+            check.reason,
+        )
+        for _, one in results
+        for check in one.checks
+    )
+    parts: list[Table | str] = []
+    if rows:
+        right = frozenset({"error", "remembered"})
+        parts.append(Table(columns, rows, f"operands of seed {results[0][1].seed}", right, ("remembered",)))
+        bad = sum(not one.ok for _, one in results)
+        parts.append(f"{len(results)} specs: {bad or 'no'} winners failed and are not used any more")
+    if failures:
+        parts.append(_failure_table("not checked", failures))
+    data = {
+        "interrupted": interrupted,
+        "ok": all(one.ok for _, one in results) and not failures,
+        "results": [one.to_dict() for _, one in results],
+        **_trouble_data(failures, problems),
+    }
+    return Report(tuple(parts) or ("nothing is remembered",), data)
 
 
 def bench(
@@ -183,25 +269,25 @@ def bench(
 ) -> Report:
     """Every candidate of every spec with its share of the measured peak."""
     told = ", ".join(f"{dtype} {flops / 1e9:.4g} GFLOP/s" for dtype, flops in peaks.items())
-    parts: list[Table | str] = [f"{device}\nmeasured peak (large matrix product): {told or NONE}"]
+    parts: list[Table | str] = [f"{device}\nmeasured peak (large matrix product): {told or cells.NONE}"]
     columns = ("candidate", "time", "spread", "ratio", "GFLOP/s", "of peak", "workspace", "error", "state")
     right = frozenset(columns[1:8])
     for entry, rows in tables:
-        cells = tuple(
+        lines = tuple(
             (
                 row.choice,
                 format_time(row.median_s),
-                _spread(row.spread),
-                _times(row.ratio),
-                NONE if row.flops is None else f"{row.flops / 1e9:.4g}",
-                NONE if row.peak_share is None else f"{row.peak_share:.1%}",
-                _bytes(row.workspace_bytes),
-                _error(row.error),
-                _status(row.status, row.reason),
+                cells.spread(row.spread),
+                cells.times(row.ratio),
+                cells.NONE if row.flops is None else f"{row.flops / 1e9:.4g}",
+                cells.NONE if row.peak_share is None else f"{row.peak_share:.1%}",
+                cells.size(row.workspace_bytes),
+                cells.error(row.error),
+                cells.status(row.status, row.reason),
             )
             for row in rows
         )
-        parts.append(Table(columns, cells, f"{entry.name}  {entry.spec}".strip(), right, SPARE))
+        parts.append(Table(columns, lines, f"{entry.name}  {entry.spec}".strip(), right, SPARE))
     if failures:
         parts.append(
             _two_columns("not measured", "spec", "reason", ((str(entry.spec), why) for entry, why in failures))
@@ -227,7 +313,9 @@ def bench(
 def doctor(facts: Mapping[str, Any]) -> Report:
     """`doctor.examine()` to read: a table per topic, then what is wrong."""
     parts: list[Table | str] = [
-        _two_columns(topic, "what", "found", ((name.replace("_", " "), _fact(value)) for name, value in found.items()))
+        _two_columns(
+            topic, "what", "found", ((name.replace("_", " "), cells.fact(value)) for name, value in found.items())
+        )
         for topic, found in facts.items()
         if isinstance(found, Mapping) and found
     ]
@@ -236,36 +324,37 @@ def doctor(facts: Mapping[str, Any]) -> Report:
     return Report(tuple(parts), dict(facts))
 
 
-# Cells -------------------------------------------------------------------------------------------
+# What tables share -------------------------------------------------------------------------------
 
 
 def _candidate_table(rows: Sequence[Mapping[str, Any]], winner_s: float | None, title: str) -> Table:
-    columns = ("candidate", "time", "spread", "ratio", "workspace", "error", "state")
-    cells = []
+    columns = ("candidate", "time", "spread", "rounds", "ratio", "interval", "workspace", "error", "state")
+    lines = []
     for row in rows:
         seconds = row["median_s"]
-        state = _status(row["status"], row["reason"])
-        if row.get("stale"):
+        state = cells.status(row["status"], row["reason"])
+        if row["stale"]:
             state = f"{state}; stale: {row['stale']}".removeprefix("; ")
         ratio = seconds / winner_s if seconds and winner_s else None
-        cells.append(
+        lines.append(
             (
                 row["choice"],
                 format_time(seconds),
-                _spread(row["spread"]),
-                _times(ratio),
-                _bytes(row["workspace_bytes"]),
-                _error(row["error"]),
+                cells.spread(row["spread"]),
+                str(len(row["samples"]) or cells.NONE),
+                cells.times(ratio),
+                cells.interval(row["interval"]),
+                cells.size(row["workspace_bytes"]),
+                cells.error(row["error"]),
                 state,
             )
         )
-    return Table(columns, tuple(cells), title, frozenset(columns[1:6]), SPARE)
+    return Table(columns, tuple(lines), title, frozenset(columns[1:8]), SPARE)
 
 
 def _measurements(memory: Memory) -> Table:
-    rows = sorted(memory.rows, key=lambda row: (not row.usable, row.median_s or 0.0, str(row.choice)))
     winner_s = memory.decision.winner.median_s if memory.decision else None
-    return _candidate_table([_row_data(row) for row in rows], winner_s, memory.spec)
+    return _candidate_table(memory.candidates(), winner_s, memory.spec)
 
 
 def _failure_table(title: str, failures: Sequence[tuple[Entry, str]]) -> Table:
@@ -276,66 +365,12 @@ def _two_columns(title: str, left: str, right: str, rows: Iterable[tuple[str, st
     return Table((left, right), tuple(rows), title, frozenset({right} if numbers else ()))
 
 
-def _decision_cells(decision: Decision | None) -> tuple[str, str, str, str]:
-    """winner, time, runner-up, ratio."""
-    if decision is None:
-        return (NONE,) * 4
-    runner_up = str(decision.runner_up.choice) if decision.runner_up else NONE
-    by = "tie" if decision.tie else _times(decision.ratio)
-    return str(decision.winner.choice), format_time(decision.winner.median_s), runner_up, by
-
-
 def _state(result: TuningResult) -> str:
     if result.decision is None:
         return "nothing measured"
-    return ("tuned" if result.measured else "remembered") + (", cut short" if result.partial else "")
-
-
-def _status(status: str, reason: str) -> str:
-    return "" if status == "ok" else f"{status}: {reason}" if reason else status
-
-
-def _gflops(macs: int, decision: Decision | None) -> str:
-    seconds = decision.winner.median_s if decision else None
-    return f"{2e-9 * macs / seconds:.4g}" if seconds else NONE
-
-
-def _times(ratio: float | None) -> str:
-    return NONE if ratio is None else f"{ratio:.2f}x"
-
-
-def _spread(spread: float | None) -> str:
-    return NONE if spread is None else f"+/- {spread * 50:.0f} %"  # half the interquartile range
-
-
-def _error(error: float | None) -> str:
-    return NONE if error is None else f"{error:.1e}"
-
-
-def _bytes(size: int) -> str:
-    if size < 1 << 10:
-        return f"{size} B"
-    return f"{size / (1 << 10):.0f} KiB" if size < 1 << 20 else f"{size / (1 << 20):.1f} MiB"
-
-
-def _when(seconds: float) -> str:
-    if not 0 < seconds < 32503680000:  # up to the year 3000: what a damaged row says is no date
-        return NONE
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")
-
-
-def _range(numbers: Sequence[int]) -> str:
-    """`1-8` for neighbours, else each number."""
-    together = len(numbers) > 1 and list(numbers) == list(range(numbers[0], numbers[-1] + 1))
-    return f"{numbers[0]}-{numbers[-1]}" if together else " ".join(map(str, numbers))
-
-
-def _fact(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list | tuple):
-        return ", ".join(map(str, value)) or NONE
-    return NONE if value is None or value == "" else str(value)
+    doubts = [word for word in cells.doubts(result.decision) if word != "partial"]
+    words = ["tuned" if result.measured else "remembered", *(["cut short"] if result.partial else []), *doubts]
+    return ", ".join(words)
 
 
 # Data --------------------------------------------------------------------------------------------
@@ -351,7 +386,7 @@ def _result_data(entry: Entry, result: TuningResult) -> dict[str, Any]:
         "partial": result.partial,
         "measured": result.measured,
         "seconds": result.seconds,
-        "candidates": [_row_data(row) for row in result.rows],
+        "candidates": [row.to_dict() for row in result.rows],
         "refusals": dict(result.refusals),
     }
 
@@ -364,34 +399,4 @@ def _trouble_data(failures: Sequence[tuple[Entry, str]], problems: Sequence[Prob
 
 
 def _decision_data(decision: Decision | None) -> dict[str, Any]:
-    if decision is None:
-        return {"winner": None, "runner_up": None, "ratio": None, "interval": None, "tie": False, "why": ""}
-    return {
-        "winner": _row_data(decision.winner),
-        "runner_up": str(decision.runner_up.choice) if decision.runner_up else None,
-        "ratio": decision.ratio,
-        "interval": list(decision.interval) if decision.interval else None,
-        "tie": decision.tie,
-        "why": decision.why,
-    }
-
-
-def _row_data(row: Measurement) -> dict[str, Any]:
-    """As in `Explanation.to_dict()`'s candidates."""
-    return {
-        "choice": str(row.choice),
-        "id": row.choice.implementation,
-        "version": row.choice.version,
-        "config": dict(row.choice.config),
-        "status": row.status,
-        "median_s": row.median_s,
-        "spread": row.spread,
-        "rounds": len(row.samples),
-        "workspace_bytes": row.workspace_bytes,
-        "error": row.error,
-        "deterministic": row.deterministic,
-        "strict_nan": row.strict_nan,
-        "reason": row.reason,
-        "environment": dict(row.environment),
-        "measured_at": row.measured_at,
-    }
+    return NO_DECISION if decision is None else decision.to_dict()

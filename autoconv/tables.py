@@ -39,6 +39,19 @@ class Table:
         rows = tuple(tuple(row[index] for index in keep) for row in self.rows)
         return replace(self, columns=tuple(self.columns[index] for index in keep), rows=rows, spare=())
 
+    def text(self) -> str:
+        """Columns under one another, for whatever prints with one width per character."""
+        widths = [self._width(index) for index in range(len(self.columns))]
+        widths[-1] = 0  # nothing comes after the last column
+        lines = [clean(self.title)] if self.title else []
+        for row in (self.columns, *self.rows):
+            cells = []
+            for name, cell, width in zip(self.columns, row, widths, strict=True):
+                shown = clean(cell).replace("\n", " ")
+                cells.append(f"{shown:>{width}}" if name in self.right else f"{shown:<{width}}")
+            lines.append((" " * GAP).join(cells).rstrip())
+        return "\n".join(lines)
+
     def _width(self, index: int) -> int:
         return max(len(cell) for cell in (self.columns[index], *(row[index] for row in self.rows)))
 
@@ -61,6 +74,10 @@ class Report:
     def markdown(self) -> str:
         """The parts, one after another, tables in Markdown."""
         return "\n\n".join(part.markdown() if isinstance(part, Table) else clean(part) for part in self.parts)
+
+    def text(self) -> str:
+        """The parts, one after another, tables in columns: what `str()` of a result gives."""
+        return "\n\n".join(part.text() if isinstance(part, Table) else clean(part) for part in self.parts)
 
     def json(self) -> str:
         """The data as strict JSON: what is not finite becomes null."""

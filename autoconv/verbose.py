@@ -47,6 +47,7 @@ def headline(plan: Plan) -> str:
             parts.append(f"{verb} {decision.runner_up.choice} by {decision.ratio or 0:.2f}x")
         if decision.partial:
             parts.append("race cut short")
+        parts += [doubt for doubt in decision.doubts if not doubt.startswith("partial")]
     return ", ".join(parts) + f" ({_ORIGINS.get(plan.source, plan.source)})"
 
 

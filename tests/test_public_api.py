@@ -86,7 +86,8 @@ def test_all_is_what_is_exported() -> None:
 def test_the_design_names_are_there() -> None:
     wanted = {
         "ConvSpec", "conv2d", "conv2d_grad_wrt_inputs", "conv2d_grad_wrt_weights", "conv3d", "conv3d_grad_wrt_inputs",
-        "conv3d_grad_wrt_weights", "explain", "implementations", "plan", "register", "settings", "tune",
+        "conv3d_grad_wrt_weights", "explain", "implementations", "plan", "register", "regress", "settings", "tune",
+        "verify",
     }  # fmt: skip
     assert wanted <= set(autoconv.__all__)
     from autoconv import errors

@@ -94,6 +94,11 @@ def test_programs_get_strict_json() -> None:
     assert json.loads(file.getvalue()) == {"a": [None, None, 1.5], "b": [1, None]}
 
 
+def test_str_gets_columns_under_one_another() -> None:
+    table = Table(("name", "n", "why"), (("a", "1", "x\ny"), ("bcd", "22", "")), "title", frozenset({"n"}))
+    assert Report((table, "text"), None).text() == "title\nname    n   why\na       1   x y\nbcd    22\n\ntext"
+
+
 def test_what_steers_a_terminal_is_shown_not_sent() -> None:
     assert clean("ok é\n\x1b[2J\x07") == "ok é\n\\x1b[2J\\x07"
 
@@ -162,9 +167,11 @@ EXPLAINED = {
     "why": "3 times as fast",
     "candidates": [
         {"choice": "a.fast", "status": "ok", "median_s": 1e-3, "spread": 0.02, "workspace_bytes": 100, "error": 1e-7,
-         "reason": "", "stale": "numpy 2.0 -> 2.1"},
+         "samples": [1e-3] * 7, "interval": None, "reason": "", "stale": "numpy 2.0 -> 2.1"},
+        {"choice": "a.slow", "status": "suspect", "median_s": 2e-3, "spread": 0.02, "workspace_bytes": 0, "error": 0.0,
+         "samples": [2e-3] * 7, "interval": [1.95, 2.05], "reason": "load 9", "stale": ""},
         {"choice": "a.bad", "status": "wrong", "median_s": None, "spread": None, "workspace_bytes": 2048, "error": 0.3,
-         "reason": "error 0.3"},
+         "samples": [], "interval": None, "reason": "error 0.3", "stale": ""},
     ],
     "estimates": {"a.later": 0.25},
     "refusals": {"a.none": "needs a 3x3 filter"},
@@ -177,8 +184,10 @@ def test_an_explanation_has_the_choice_the_losers_and_the_refusals() -> None:
     assert "chosen: a.fast, 1 ms (remembered)" in text
     assert "why:    3 times as fast" in text
     cells = markdown_rows(text)
-    assert ["a.fast", "1 ms", "+/- 1 %", "1.00x", "100 B", "1.0e-07", "stale: numpy 2.0 -> 2.1"] in cells
-    assert ["a.bad", "-", "-", "-", "2 KiB", "3.0e-01", "wrong: error 0.3"] in cells
+    assert ["a.fast", "1 ms", "+/- 1 %", "7", "1.00x", "-", "100 B", "1.0e-07", "stale: numpy 2.0 -> 2.1"] in cells
+    slow = ["a.slow", "2 ms", "+/- 1 %", "7", "2.00x", "1.95 to 2.05", "0 B", "0.0e+00", "suspect: load 9"]
+    assert slow in cells
+    assert ["a.bad", "-", "-", "-", "-", "-", "2 KiB", "3.0e-01", "wrong: error 0.3"] in cells
     assert ["a.later", "250 ms"] in cells
     assert ["a.none", "needs a 3x3 filter"] in cells
     assert json.loads(told.json()) == EXPLAINED
@@ -190,14 +199,20 @@ def test_an_explanation_without_a_choice_says_so() -> None:
 
 
 def test_remembered_shows_winners_per_device_and_what_was_missed() -> None:
-    memories = [Memory(str(SPEC), where, decide(ROWS, Limits()), ROWS) for where in ("this", "that")]
+    stale = {"a.fast[]": "numpy 1.0 -> 2.0"}
+    this = Memory(str(SPEC), "this", decide(ROWS, Limits(), stale), ROWS, stale)
+    memories = [this, Memory(str(SPEC), "that", decide(ROWS, Limits()), ROWS, {})]
     misses = [Miss("fprop odd", "this", 3, 1.8e9, "on_miss=heuristic")]
     text = report.remembered(memories, misses).markdown()
     assert text.index("**that**") < text.index("**this**")
-    assert [str(SPEC), "a.fast", "1 ms", "a.slow[m=4]", "3.00x", "3", "2027-01-15 08:00"] in markdown_rows(text)
+    for state in ("", "stale"):
+        line = [str(SPEC), "a.fast", "1 ms", "a.slow[m=4]", "3.00x", "3", "2027-01-15 08:00", state]
+        assert line in markdown_rows(text)
     assert ["fprop odd", "3", "2027-01-15 08:00", "on_miss=heuristic"] in markdown_rows(text)
     assert "a.broken" not in text
-    assert "failed: no \\| such luck" in report.remembered(memories, [], candidates=True).markdown()
+    every = report.remembered(memories, [], candidates=True).markdown()
+    assert "failed: no \\| such luck" in every
+    assert "stale: numpy 1.0 -> 2.0" in every
     assert report.remembered([], []).markdown() == "nothing is remembered"
 
 
@@ -223,8 +238,8 @@ def test_doctor_lists_facts_and_faults() -> None:
 
 @pytest.mark.parametrize("when", [0.0, -1.0, 1e300])
 def test_a_date_that_is_none_is_an_empty_cell(when: float) -> None:
-    memory = Memory(str(SPEC), "d", None, (replace(ROWS[0], measured_at=when),))
-    assert markdown_rows(report.remembered([memory], []).markdown())[2][-1] == "-"
+    memory = Memory(str(SPEC), "d", None, (replace(ROWS[0], measured_at=when),), {})
+    assert markdown_rows(report.remembered([memory], []).markdown())[2][-2] == "-"
 
 
 def test_the_repeating_command_carries_the_settings() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 import pickle
 from dataclasses import replace
+from math import comb
 from typing import Any
 
 import pytest
@@ -137,7 +139,7 @@ def test_nothing_to_decide() -> None:
     assert decide([], FREE) is None
     for status in ("skipped", "wrong", "failed", "crashed", "timeout", "oom"):
         assert decide([row("a.b", status=status)], FREE) is None
-    for median in (None, 0.0, -1.0):
+    for median in (None, 0.0, -1.0, float("nan"), float("inf")):
         assert decide([row("a.b", median)], FREE) is None
     assert decide([row("a.b", workspace_bytes=5)], Limits(max_workspace=4)) is None
 
@@ -223,7 +225,7 @@ def test_a_gap_of_the_tie_is_the_last_tie() -> None:
 
 def test_paired_rounds_make_a_tie_that_medians_would_not() -> None:
     noisy = (1.0, 2.0, 1.0, 2.0, 1.0, 2.0, 1.0, 2.0)
-    fast = row("b.b", 1.4, samples=noisy, race="r")
+    fast = row("b.b", 1.45, samples=noisy, race="r")
     slow = row("a.a", 1.5, samples=tuple(reversed(noisy)), race="r")
     decision = decide([fast, slow], FREE)
     assert decision
@@ -252,6 +254,33 @@ def test_ratio_interval_holds_the_median(samples: list[float]) -> None:
     assert interval
     ordered = sorted(samples)
     assert interval[0] <= ordered[(len(ordered) - 1) // 2] <= ordered[len(ordered) // 2] <= interval[1]
+
+
+@pytest.mark.parametrize("n", [6, 7, 8, 9, 11, 12, 15, 20, 25, 60])
+def test_the_interval_holds_what_it_promises_and_is_no_wider_than_need_be(n: int) -> None:
+    """The chance that a median lies outside, exactly: as many heads of a fair coin."""
+    steady = row("a.a", 1.0, samples=(1.0,) * n, race="r")
+    interval = ratio_interval(row("b.b", 1.0, samples=tuple(range(1, n + 1)), race="r"), steady)
+    assert interval is not None
+    outside = int(interval[0]) - 1
+    assert interval[1] == n - outside
+    chance = [2 * sum(comb(n, k) for k in range(most + 1)) / 2**n for most in (outside, outside + 1)]
+    assert chance[0] <= 0.05 < chance[1]
+
+
+def test_a_doubtful_winner_wins_and_the_decision_says_so() -> None:
+    suspect = row("a.a", 1.0, status="suspect", reason="load 9.1 on 2 cores")
+    rows = [suspect, row("b.b", 2.0), row("c.c", 3.0, status="partial")]
+    decision = decide(rows, FREE, {"a.a[]": "numpy 1.0 -> 2.0", "b.b[]": "numpy 1.0 -> 2.0"})
+    assert decision
+    assert decision.winner is suspect
+    assert decision.partial
+    assert decision.doubts == ("suspect: load 9.1 on 2 cores", "stale: numpy 1.0 -> 2.0")
+    assert decision.why == "2.00 times as fast as b.b; suspect: load 9.1 on 2 cores; stale: numpy 1.0 -> 2.0"
+    sure = decide(rows[1:], FREE)
+    assert sure
+    assert sure.doubts == ()
+    assert json.loads(json.dumps(decision.to_dict()))["doubts"] == list(decision.doubts)
 
 
 ROWS = st.lists(
