@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from math import ceil
+from math import ceil, prod
 from typing import Any
 
 from autoconv.impls.native._c import ITEM_BYTES, prelude, template
@@ -14,6 +14,8 @@ from autoconv.spec import ConvSpec
 __all__ = ["LastBlocking"]
 
 STAGED_BYTES = 640 * 1024  # of input per task: it is read once per block of filters, from the second-level cache
+HEAVY_BYTES = 1024 * 1024  # packed filters of this size do not stay in a second-level cache from task to task
+RESULT_BYTES = 640 * 1024  # of results per task, where they are visited once for every chunk of filters
 CHUNK_BYTES = 32 * 1024  # of packed filters, which every block of pixels reads: most of a first-level cache
 
 
@@ -56,8 +58,28 @@ class LastBlocking:
         return Staging(self.problem, rows, images, last=True)
 
     @cached_property
+    def chunks_first(self) -> bool:
+        """Whether a task takes all its filters chunk by chunk: they are heavy, and its input need not be staged."""
+        problem = self.problem
+        heavy = problem.filters * problem.channels * len(problem.passes[0].taps) * self.itemsize > HEAVY_BYTES
+        few = problem.batch * prod(problem.counts) * ceil(problem.filters / self.threads) * self.itemsize
+        return heavy and not self.staged and problem.counts[0] == 1 and few < 4 * RESULT_BYTES
+
+    def _heavy_task(self) -> tuple[int, int, int]:
+        """Every thread its share of the filters, over as many images as there is room for their results."""
+        _, height, width = self.problem.counts
+        filters = ceil(ceil(self.problem.filters / self.threads) / self.nk) * self.nk
+        per_row = width * filters * self.itemsize
+        images = max(1, min(self.problem.batch, RESULT_BYTES // (height * per_row)))
+        images = ceil(self.problem.batch / ceil(self.problem.batch / images))
+        rows = height if images > 1 else max(1, min(height, RESULT_BYTES // per_row))
+        return images, rows, filters
+
+    @cached_property
     def task(self) -> tuple[int, int, int]:
         """Images, output rows and filters of one task."""
+        if self.chunks_first:
+            return self._heavy_task()
         problem = self.problem
         depth, height, width = problem.counts
         blocks, images = 1, 1
@@ -136,11 +158,16 @@ class LastBlocking:
         for p in problem.passes:
             chunks = self.chunks(self.runs(p, staging))
             start, count = ("{" + ", ".join(map(str, triple)) + "}" for triple in (p.start, p.count))
-            steps = len(p.taps) * problem.channels
-            pass_table.append(f"{{{len(chunk_table)}, {len(chunks)}, {steps}, {filter_elements}L, {start}, {count}}}")
-            filter_elements += problem.groups * self.padded_filters * steps
+            all_steps = len(p.taps) * problem.channels
+            pass_table.append(
+                f"{{{len(chunk_table)}, {len(chunks)}, {all_steps}, {filter_elements}L, {start}, {count}}}"
+            )
+            filter_elements += problem.groups * self.padded_filters * all_steps
+            first_step = 0
             for chunk in chunks:
-                chunk_table.append(f"{{{len(run_table)}, {len(chunk)}, {sum(length for _, length in chunk)}}}")
+                steps = sum(length for _, length in chunk)
+                chunk_table.append(f"{{{len(run_table)}, {len(chunk)}, {first_step}, {steps}}}")
+                first_step += steps
                 run_table += [f"{{{offset}, {length}}}" for offset, length in chunk]
             tap_index += [element for element, _ in _ordered(p)]
         image, row, column, _ = staging.steps
@@ -167,6 +194,8 @@ class LastBlocking:
             "IN_COLUMN": f"{column}L",
             "EVEN": f"{column}L",
             "X_STEP": 1,
+            "FETCH_AHEAD": 1,
+            "CHUNKS_FIRST": int(self.chunks_first),
             "PASSES": len(problem.passes),
             "PASS_TABLE": ", ".join(pass_table),
             "CHUNKS": ", ".join(chunk_table) or "{0}",

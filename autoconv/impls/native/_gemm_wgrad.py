@@ -108,7 +108,7 @@ class WgradBlocking:
             image, row, column, channel = staging.steps
         else:
             image, row, column, channel = x[0], x[3] * problem.in_step[1], x[4] * problem.in_step[2], x[1]
-        names |= {"IN_IMAGE": f"{image}L", "IN_ROW": f"{row}L", "X_STEP": column, "EVEN": channel}
+        names |= {"IN_IMAGE": f"{image}L", "IN_ROW": f"{row}L", "X_STEP": column, "EVEN": channel, "FETCH_AHEAD": 0}
         names["ROWS_JOIN"] = int(row == column * problem.counts[2])
         header = "".join(f"#define {name} {value}\n" for name, value in names.items())
         start = prelude(self.spec.dtype, self.vector_bytes, self.threads)

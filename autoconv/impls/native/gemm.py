@@ -25,6 +25,7 @@ __all__ = ["Gemm"]
 STAGED_BYTES = 640 * 1024  # of input per task: it is read once per block of filters, from the second-level cache
 PANEL_BYTES = 384 * 1024  # of packed patches, which share that cache
 FILTER_BYTES = 512 * 1024  # of packed filters: up to this they are read anew for every panel, beyond it once
+LAST_CONFIGS = 4  # register blocks raced for channels-last data
 MAX_STEPS = 1024  # (channel, tap) steps between visits to the sums: the packed filters of a block stay in cache
 
 
@@ -32,7 +33,8 @@ class Gemm(NativeFamily):
     """Packed filters times patches, for any geometry."""
 
     name = "native.gemm"
-    version = 1
+    tags = frozenset({"native", "gemm"})
+    version = 2
     ranks = frozenset({1, 2, 3})
 
     def refusal(self, spec: ConvSpec, tunables: Tunables | None) -> str | None:
@@ -42,7 +44,12 @@ class Gemm(NativeFamily):
 
     def tunables(self, spec: ConvSpec, threads: int, vector_bytes: int) -> Sequence[Tunables]:
         blocks = [(8, 3), (12, 2), (6, 4)] if registers(vector_bytes) == 32 else [(4, 3), (6, 2)]
-        if spec.layout == "nhwc" or spec.op == "wgrad":
+        if spec.layout == "nhwc" and spec.op != "wgrad":
+            if registers(vector_bytes) == 32:
+                blocks += [(5, 5), (4, 6), (7, 3), (14, 2)]
+            speeds = {block: _last_speed(spec, *block, threads, vector_bytes) for block in blocks}
+            return [{"mp": mp, "nv": nv} for mp, nv in sorted(blocks, key=lambda b: -speeds[b])[:LAST_CONFIGS]]
+        if spec.op == "wgrad":
             lanes = vector_bytes // ITEM_BYTES[spec.dtype]
             filters = (spec.in_channels if spec.op == "dgrad" else spec.out_channels) // spec.groups
             useful = {nv: filters / (ceil(filters / (nv * lanes)) * nv * lanes) for _, nv in blocks}
@@ -72,14 +79,28 @@ class Gemm(NativeFamily):
         problem = blocking.problem
         pixels = problem.batch * prod(problem.counts)
         moved = spec.batch * problem.groups * problem.channels * prod(problem.in_spatial)
+        moved += spec.batch * problem.groups * problem.filters * prod(problem.out_spatial)
         if isinstance(blocking, _Blocking):
             flops = 2.0 * spec.macs * (1.0 if blocking.panels else blocking.wasted_columns)
             flops *= ceil(pixels / blocking.nr) * blocking.nr / pixels
             if blocking.panels:
                 moved += pixels * problem.groups * problem.channels * blocking.max_taps
+        elif isinstance(blocking, LastBlocking):
+            flops = 2.0 * spec.macs * blocking.padded_filters / problem.filters
         else:
             flops = 2.0 * spec.macs * ceil(problem.filters / blocking.nk) * blocking.nk / problem.filters
         return float(flops / flops_per_s + moved * blocking.itemsize / 16e9) / threads
+
+
+def _last_speed(spec: ConvSpec, mp: int, nv: int, threads: int, vector_bytes: int) -> float:
+    """Useful products per cycle of a channels-last register block, roughly: what orders the blocks."""
+    blocking = LastBlocking(spec, {"mp": mp, "nv": nv}, threads, vector_bytes)
+    width, filters = blocking.problem.counts[2], blocking.problem.filters
+    whole, rest = divmod(blocking.padded_filters // blocking.lanes, nv)
+    # two products a cycle, two loads, and the loop; broken rows of pixels are addressed one by one
+    cycles = whole * (max(mp * nv, mp + nv) + 2) + (max(mp * rest, mp + rest) + 2 if rest else 0)
+    straight = 1.0 if width % mp == 0 else max(0.0, 1 - (mp - 1) / width)
+    return mp * filters / cycles * (0.85 + 0.15 * straight)
 
 
 def _blocking(
