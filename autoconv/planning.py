@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from math import prod
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -23,7 +23,17 @@ from autoconv.evidence import Choice, Decision
 from autoconv.separable import is_separable
 from autoconv.spec import ConvSpec, Op
 
-__all__ = ["BoundPlan", "BoundRunner", "Plan", "Runner", "Workspace", "aligned_bytes", "thread_workspace"]
+__all__ = [
+    "BoundPlan",
+    "BoundRunner",
+    "Direct",
+    "Form",
+    "Plan",
+    "Runner",
+    "Workspace",
+    "aligned_bytes",
+    "thread_workspace",
+]
 
 ALIGNMENT = 64  # a cache line, and the widest vector register
 
@@ -57,6 +67,14 @@ class Workspace:
         """The address of `size` uninitialised bytes, 64-byte aligned: `take` for kernels that want a pointer."""
         start = self._claim(size)
         return self._address + start if start >= 0 else int(self._spilled[-1][1].ctypes.data)
+
+    def free_address(self, size: int) -> int:
+        """The address of `size` free bytes, 64-byte aligned, or 0 when there are fewer.
+
+        Nothing is taken: they are the caller's until somebody takes or the caller returns.
+        """
+        start = self._used
+        return self._address + start if start + size <= self._block.size else 0
 
     def mark(self) -> int:
         """The present level, to `release` to."""
@@ -105,6 +123,21 @@ def thread_workspace() -> Workspace:
 BoundRunner = Callable[[Array, Array, Workspace], None]
 """A runner whose filters are bound: `(data, out, workspace)`."""
 
+Direct = Callable[..., bool]
+"""Runs on operands and result as the caller brought them, without any look of the plan's.
+
+`(a, b, out)`, or `(a, out)` when filters are bound. True when it ran; False, and nothing done, when an array
+is not exactly of its `Form`, is misaligned, or `out` overlaps an operand or is read-only.
+"""
+
+
+@runtime_checkable
+class OffersDirect(Protocol):
+    """What a `Runner`, or what its `bind` gives, may have beside the call."""
+
+    def direct(self, forms: Sequence[Form]) -> Direct | None:
+        """The shortest way for arrays of `forms`, operands first and the result last; None if there is none here."""
+
 
 class Runner(ABC):
     """A prepared computation. Whatever must outlive one call (tables, kernels, handles) is its state."""
@@ -126,23 +159,23 @@ class Runner(ABC):
         return bound
 
 
-class _Form:
-    """How an operand looks that needs no conversion: a cheap test for the common case."""
+class Form:
+    """How an array looks that needs no conversion: a cheap test for the common case."""
 
-    __slots__ = ("_dtype", "_shape", "_strides")
+    __slots__ = ("dtype", "shape", "strides")
 
     def __init__(self, shape: tuple[int, ...], layout: str, dtype: np.dtype[Any]) -> None:
-        self._shape = shape
-        self._strides = arrays.dense_strides(shape, layout, dtype.itemsize)
-        self._dtype = dtype
+        self.shape = shape
+        self.strides = arrays.dense_strides(shape, layout, dtype.itemsize)  # in bytes
+        self.dtype = dtype
 
     def matches(self, value: Any) -> bool:
         """Whether `value` is an aligned NumPy array of exactly this form; False may also mean a closer look is due."""
         return (
             type(value) is np.ndarray
-            and value.dtype is self._dtype
-            and value.shape == self._shape
-            and value.strides == self._strides
+            and value.dtype is self.dtype
+            and value.shape == self.shape
+            and value.strides == self.strides
             and value.flags.aligned
         )
 
@@ -160,7 +193,7 @@ class Plan:
     """
 
     __slots__ = (
-        "_dtype", "_forms", "_out_form", "_out_shape", "_rebind", "_result_layout", "_runner",
+        "_direct", "_dtype", "_forms", "_out_form", "_out_shape", "_rebind", "_result_layout", "_runner",
         "choice", "decision", "device", "source", "spec", "workspace_bytes",
     )  # fmt: skip
 
@@ -189,11 +222,12 @@ class Plan:
         self._result_layout = "nchw" if spec.op is Op.WGRAD else spec.layout
         layouts = (spec.layout, self._second_layout)
         self._forms = [
-            _Form(shape, layout, self._dtype) for shape, layout in zip(spec.operand_shapes, layouts, strict=True)
+            Form(shape, layout, self._dtype) for shape, layout in zip(spec.operand_shapes, layouts, strict=True)
         ]
         if spec.rank1:
-            self._forms[1] = _Form((-1,), "nchw", self._dtype)  # fits nothing: filters are looked at in every call
-        self._out_form = _Form(self._out_shape, self._result_layout, self._dtype)
+            self._forms[1] = Form((-1,), "nchw", self._dtype)  # fits nothing: filters are looked at in every call
+        self._out_form = Form(self._out_shape, self._result_layout, self._dtype)
+        self._direct = _direct(runner, [*self._forms, self._out_form])
 
     @property
     def implementation(self) -> str:
@@ -207,6 +241,10 @@ class Plan:
         result: it must have the result's shape and dtype, may have any strides and may overlap the
         operands. Raises `InvalidSpec` or `InvalidType` when an array does not fit the spec.
         """
+        if bias is None and self._direct is not None:
+            result = self._new() if out is None else out
+            if self._direct(a, b, result):
+                return result
         if bias is None and self._forms[0].matches(a) and self._forms[1].matches(b):
             result = self._room(out, a, b)
             if result is not None:
@@ -261,13 +299,16 @@ class Plan:
     def _room(self, out: Any, *operands: Array) -> Array | None:
         """Where a runner may write at once: a new array, or `out` if it fits and overlaps nothing; else None."""
         if out is None:
-            return arrays.empty(self._out_shape, self._result_layout, self._dtype)
+            return self._new()
         if not self._out_form.matches(out) or not out.flags.writeable:
             return None
         if any(np.may_share_memory(out, operand) for operand in operands):
             return None
         room: Array = out
         return room
+
+    def _new(self) -> Array:
+        return arrays.empty(self._out_shape, self._result_layout, self._dtype)
 
     @property
     def _second_layout(self) -> str:
@@ -296,7 +337,7 @@ class Plan:
         scratch = thread_workspace()
         column = None if bias is None else self._bias(bias)
         if out is None:
-            result = arrays.empty(self._out_shape, self._result_layout, self._dtype)
+            result = self._new()
             run(result, scratch)
             if column is not None:
                 result += column
@@ -309,7 +350,7 @@ class Plan:
             and target.dtype.isnative
             and not any(np.may_share_memory(target, operand) for operand in operands)
         )
-        result = target if direct else arrays.empty(self._out_shape, self._result_layout, self._dtype)
+        result = target if direct else self._new()
         run(result, scratch)
         if column is not None:
             result += column
@@ -352,15 +393,20 @@ class Plan:
 class BoundPlan:
     """A plan whose filters are bound: call it with the data alone."""
 
-    __slots__ = ("_run", "plan")
+    __slots__ = ("_direct", "_run", "plan")
 
     def __init__(self, plan: Plan, run: BoundRunner) -> None:
         self.plan = plan
         self._run = run
+        self._direct = _direct(run, [plan._forms[0], plan._out_form])
 
     def __call__(self, a: Any, bias: Any = None, out: Any = None) -> Any:
         """Run on the data operand; `bias` and `out` as in `Plan`."""
         plan = self.plan
+        if bias is None and self._direct is not None:
+            result = plan._new() if out is None else out
+            if self._direct(a, result):
+                return result
         if bias is None and plan._forms[0].matches(a):
             result = plan._room(out, a)
             if result is not None:
@@ -382,3 +428,10 @@ class BoundPlan:
 
     def __repr__(self) -> str:
         return f"<BoundPlan {self.plan.spec}: {self.plan.choice} ({self.plan.source})>"
+
+
+def _direct(run: object, forms: Sequence[Form]) -> Direct | None:
+    """The shortest way into `run`, if it offers one; with nothing to compute there is none."""
+    if not isinstance(run, OffersDirect) or not all(all(form.shape) for form in forms):
+        return None
+    return run.direct(forms)

@@ -102,6 +102,39 @@ def test_bound_plan_call_with_out(benchmark: Any) -> None:
     benchmark(bound, x, out=out)
 
 
+@pytest.fixture
+def kernels(tmp_path: Path) -> Any:
+    """The public functions, deciding among generated kernels."""
+    with autoconv.settings(require=("native",), tune_budget_s=10, cache=str(tmp_path / "store.sqlite")):
+        yield
+
+
+@pytest.mark.usefixtures("kernels")
+def test_kernel_by_cached_call(benchmark: Any) -> None:
+    """conv2d by a generated kernel."""
+    x, w = operands("tiny")
+    autoconv.conv2d(x, w)
+    benchmark(autoconv.conv2d, x, w)
+
+
+@pytest.mark.usefixtures("kernels")
+def test_kernel_by_plan_with_out(benchmark: Any) -> None:
+    """A plan on a generated kernel: the extension looks at the arrays."""
+    x, w = operands("tiny")
+    plan = autoconv.plan(ConvSpec.fprop(x.shape, w.shape))
+    out = plan(x, w)
+    benchmark(plan, x, w, out=out)
+
+
+@pytest.mark.usefixtures("kernels")
+def test_kernel_by_bound_plan_with_out(benchmark: Any) -> None:
+    """The same with the filters bound."""
+    x, w = operands("tiny")
+    bound = autoconv.plan(ConvSpec.fprop(x.shape, w.shape)).bind(w)
+    out = bound(x)
+    benchmark(bound, x, out=out)
+
+
 @pytest.mark.usefixtures("nothing")
 def test_runner_alone(benchmark: Any) -> None:
     """The empty runner, called directly: to be subtracted from the above."""

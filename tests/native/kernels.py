@@ -40,6 +40,7 @@ OWN: dict[str, str] = {
     "depthwise_line": "fprop n2c7 40 k7 9 p4 g7",
     "depthwise_large": "fprop n1c3 40x37 k3 13x13 p6 g3 corr",
     "pointwise_large": "fprop n1c40 12x12 k36 1x1",
+    "pointwise_heavy": "fprop n2c512 5x4 k520 1x1 corr nhwc",  # filters that outweigh the pixels
     "first_layer_strided": "fprop n2c3 33x35 k16 7x7 p3 s2 corr",
     "volume_of_channels": "fprop n1c5 4x6x7 k6 3x3x3 p1",
 }

@@ -9,14 +9,18 @@ import sys
 import textwrap
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import autoconv.impls.native as native
 from autoconv import ConvSpec, testing
+from autoconv.arrays import Array, conform
 from autoconv.device import cpu
+from autoconv.errors import InvalidSpec
 from autoconv.impls.native import _call, _compile
+from autoconv.planning import Plan
 from autoconv.registry import default_registry
 from tests.native.conftest import forget
 
@@ -97,6 +101,94 @@ def test_the_extension_refuses_what_is_no_array() -> None:
     call(constant, constant, array, 0)
     with pytest.raises(ValueError, match="not null"):
         _call._trampoline(True).kernel(0)
+
+
+# Without a look of the plan's ----------------------------------------------------------------------
+
+
+@pytest.fixture(params=["nchw f32", "nhwc f64"])
+def plan(request: pytest.FixtureRequest) -> Plan:
+    """A plan that offers the shortest way, and needs scratch."""
+    if _call.trampoline_problem():
+        pytest.skip(str(_call.trampoline_problem()))
+    spec = ConvSpec.parse(f"fprop n2c3 9x8 k4 3x3 p1 corr {request.param}")
+    built = testing.build(default_registry().get("native.gemm"), spec)
+    plan = Plan(spec, cpu(), built.choice, built.runner, workspace_bytes=built.workspace_bytes)
+    plan(*fitting(plan))  # this thread has its scratch from now on
+    return plan
+
+
+def fitting(plan: Plan) -> tuple[Array, Array]:
+    """Operands that need no conversion."""
+    x, w = testing.operands(plan.spec, np.random.default_rng(0))
+    return conform(x, plan.spec.layout, x.dtype), w
+
+
+def test_the_shortest_way_runs_what_fits_and_leaves_alone_what_does_not(plan: Plan) -> None:
+    x, w = fitting(plan)
+    expected = plan(x, w)
+    memory = np.zeros(2 * expected.nbytes + x.nbytes + 64, np.uint8)
+
+    def lying_at(byte: int, like: Array) -> Array:
+        return np.ndarray(like.shape, like.dtype, memory, byte, like.strides)
+
+    for direct, rest in ((plan._direct, (w,)), (plan.bind(w)._direct, ())):
+        assert direct is not None
+        y = np.full_like(expected, np.nan)
+        misfits: list[Any] = [
+            None, 3, y.tolist(), y[:1], y[..., ::-1], y.astype("f2"), y.astype(y.dtype.newbyteorder()), y[..., None],
+            np.ma.array(y), np.empty((4, 2, 9, 8), y.dtype).swapaxes(0, 1), lying_at(1, y),
+        ]  # fmt: skip
+        for misfit in misfits:
+            assert direct(x, *rest, misfit) is False
+            assert direct(misfit, *rest, y) is False
+        constant = y.copy(order="K")
+        constant.setflags(write=False)
+        assert direct(x, *rest, constant) is False
+        here = lying_at(0, x)
+        here[...] = x
+        for overlap in (0, 8, x.nbytes - 8):
+            assert direct(here, *rest, lying_at(overlap, y)) is False
+        assert np.isnan(y).all()
+        assert np.array_equal(here, x)
+        assert direct(here, *rest, lying_at(x.nbytes, y)) is True
+        assert direct(x, *rest, y) is True
+        assert y.tobytes() == lying_at(x.nbytes, y).tobytes() == expected.tobytes()
+        with pytest.raises(TypeError, match="takes its operands"):
+            direct()
+
+
+def test_a_plan_takes_the_long_way_where_the_short_one_ends(plan: Plan) -> None:
+    x, w = fitting(plan)
+    expected, bound, memory = plan(x, w), plan.bind(w), np.zeros(4 * x.nbytes, np.uint8)
+    overlapping = np.ndarray(x.shape, x.dtype, memory, 0, x.strides)
+    out = np.ndarray(expected.shape, expected.dtype, memory, 16, expected.strides)
+    for call in (lambda a, **more: plan(a, w, **more), bound):
+        overlapping[...] = x
+        assert call(overlapping, out=out) is out
+        assert out.tobytes() == expected.tobytes()
+        assert call(x[:, :, ::-1])[...].tobytes() == plan(x[:, :, ::-1].copy(), w).tobytes()
+        results: list[Any] = []
+        # a thread without scratch yet
+        thread = threading.Thread(target=lambda run=call, to=results: to.append(run(x)))
+        thread.start()
+        thread.join()
+        assert results[0].tobytes() == expected.tobytes()
+        with pytest.raises(InvalidSpec, match="out must have shape"):
+            call(x, out=expected[:1])
+
+
+def test_the_extension_refuses_forms_that_make_no_sense() -> None:
+    if _call.trampoline_problem():
+        pytest.skip(str(_call.trampoline_problem()))
+    make, form = _call._trampoline(True).checked, ((1,), (4,))
+    bad: list[tuple[Any, ...]] = [(), (1, None, np.ndarray, "f"), (0, None, np.ndarray, "f", form, form, form)]
+    bad += [(1, None, np.ndarray, "f", form, form), (1, np.ones(1), np.ndarray, "f", form, form, form)]
+    bad += [(1, None, np.ndarray, "f", form, form, ((1,) * 9, (4,) * 9)), (1, "text", np.ndarray, "f", form, form)]
+    bad += [(1, None, np.ndarray, "f", form, form, ((1, 1), (4,))), (1, None, np.ndarray, "f", form, form, None)]
+    for arguments in bad:
+        with pytest.raises((TypeError, ValueError, IndexError)):
+            make(*arguments)
 
 
 # Threads -----------------------------------------------------------------------------------------

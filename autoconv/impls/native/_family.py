@@ -18,7 +18,7 @@ from autoconv.evidence import Config
 from autoconv.implementation import Context, Implementation, Runner
 from autoconv.impls.native import _call, _compile, _private
 from autoconv.impls.native._compiler import Compiler, find_compiler
-from autoconv.planning import ALIGNMENT, BoundRunner, Workspace, aligned_bytes
+from autoconv.planning import ALIGNMENT, BoundRunner, Direct, Form, Workspace, aligned_bytes, thread_workspace
 from autoconv.spec import ConvSpec
 
 __all__ = ["NativeFamily"]
@@ -158,17 +158,46 @@ class _NativeRunner(Runner):
         needed = self._scratch_bytes + self._packed_bytes
         self._call(a, b, out, workspace.take_address(needed) if needed else 0)
 
+    def direct(self, forms: Sequence[Form]) -> Direct | None:
+        symbol = "autoconv_pack_run" if self._packed_bytes else "autoconv_run"
+        call = _call.checked_call(self._library, symbol, forms)
+        return _with_scratch(call, self._scratch_bytes + self._packed_bytes)
+
     def bind(self, filters: Array) -> BoundRunner:
-        run = _call.kernel_call(self._library, "autoconv_run")
-        packed, scratch_bytes = filters, self._scratch_bytes
+        packed = filters
         if self._packed_bytes:
             packed = aligned_bytes(self._packed_bytes)
             _call.kernel_call(self._library, "autoconv_pack")(filters, filters, packed, 0)
+        return _BoundKernel(self._library, packed, self._scratch_bytes)
 
-        def bound(a: Array, out: Array, workspace: Workspace) -> None:
-            run(a, packed, out, workspace.take_address(scratch_bytes) if scratch_bytes else 0)
 
-        return bound
+class _BoundKernel:
+    """A kernel with its packed filters."""
+
+    def __init__(self, library: CDLL, packed: Array, scratch_bytes: int) -> None:
+        self._library = library
+        self._packed = packed
+        self._scratch_bytes = scratch_bytes
+        self._call = _call.kernel_call(library, "autoconv_run")
+
+    def __call__(self, a: Array, out: Array, workspace: Workspace) -> None:
+        self._call(a, self._packed, out, workspace.take_address(self._scratch_bytes) if self._scratch_bytes else 0)
+
+    def direct(self, forms: Sequence[Form]) -> Direct | None:
+        call = _call.checked_call(self._library, "autoconv_run", forms, self._packed)
+        return _with_scratch(call, self._scratch_bytes)
+
+
+def _with_scratch(call: _call.CheckedCall | None, scratch_bytes: int) -> Direct | None:
+    """`call` given this thread's scratch; where the thread has too little yet, the long way finds more."""
+    if call is None or not scratch_bytes:
+        return call
+
+    def direct(*arrays: Any) -> bool:
+        address = thread_workspace().free_address(scratch_bytes)
+        return address != 0 and call(*arrays, address)
+
+    return direct
 
 
 def _has_openmp() -> bool:
