@@ -17,6 +17,7 @@ from autoconv.planning import Plan
 from autoconv.progress import Progress
 from autoconv.registry import default_registry
 from autoconv.spec import ConvSpec
+from autoconv.unknowns import explain_unknown
 from autoconv.verbose import announce
 
 if TYPE_CHECKING:
@@ -49,8 +50,19 @@ def plan(spec: ConvSpec | str, device: str | None = None) -> Plan:
 
 
 def explain(spec: ConvSpec | str, device: str | None = None) -> Explanation:
-    """What would run `spec`, what lost and by how much, and what refused and why; races nothing."""
-    return explain_spec(_as_spec(spec), find_device(device, options.current_scope().settings.threads))
+    """What would run `spec`, what lost and by how much, and what refused and why; races nothing.
+
+    A size that is not known may be written `?` in a text: the explanation names those sizes and gives the order in
+    which an untuned call would try the implementations.
+
+    >>> import autoconv
+    >>> autoconv.explain("fprop n?c8 ?x16 k8 3x3").unknown
+    'cannot tune: 2 of 8 dimensions unknown: input batch, input height'
+    """
+    where = find_device(device, options.current_scope().settings.threads)
+    if isinstance(spec, str) and "?" in spec:
+        return explain_unknown(spec, where)
+    return explain_spec(_as_spec(spec), where)
 
 
 def tune(

@@ -18,7 +18,7 @@ from autoconv.errors import InvalidSpec, InvalidType
 from autoconv.planning import Plan, thread_workspace
 from autoconv.spec import ConvSpec, Op, dtype_code
 
-__all__ = ["Call", "check_declared", "first_conv", "first_dgrad", "first_wgrad"]
+__all__ = ["Call", "check_declared", "first_conv", "first_dgrad", "first_wgrad", "operand"]
 
 Call: TypeAlias = Callable[[Any, Any, Any, Any], Any]
 """`(first operand, second operand, bias, out)` to the result."""
@@ -38,7 +38,7 @@ def first_conv(
     out: Any,
 ) -> Any:
     """Plan and run a forward call, and remember it under `key` when both operands are plain NumPy arrays."""
-    x, w = _operand(image, rank, "input"), _operand(filters, rank, "filters")
+    x, w = operand(image, rank, "input"), operand(filters, rank, "filters")
     spec = _spec(Op.FPROP, x.shape, w.shape, x, w, border_mode, subsample, filter_dilation, num_groups, filter_flip)
     chosen = _plan(spec)
     if type(image) is np.ndarray and type(filters) is np.ndarray:
@@ -60,7 +60,7 @@ def first_dgrad(
     out: Any,
 ) -> Any:
     """The same for the gradient of the input."""
-    dy, w = _operand(output_grad, rank, "output_grad"), _operand(filters, rank, "filters")
+    dy, w = operand(output_grad, rank, "output_grad"), operand(filters, rank, "filters")
     groups = shapes.as_int(num_groups, "num_groups", 1)
     shape = _filled("input_shape", input_shape, (dy.shape[0], w.shape[1] * groups), rank)
     spec = _spec(Op.DGRAD, shape, w.shape, dy, w, border_mode, subsample, filter_dilation, num_groups, filter_flip)
@@ -85,7 +85,7 @@ def first_wgrad(
     out: Any,
 ) -> Any:
     """The same for the gradient of the filters."""
-    x, dy = _operand(image, rank, "input"), _operand(output_grad, rank, "output_grad")
+    x, dy = operand(image, rank, "input"), operand(output_grad, rank, "output_grad")
     groups = shapes.as_int(num_groups, "num_groups", 1)
     shape = _filled("filter_shape", filter_shape, (dy.shape[1], x.shape[1] // groups), rank)
     spec = _spec(Op.WGRAD, x.shape, shape, x, dy, border_mode, subsample, filter_dilation, num_groups, filter_flip)
@@ -96,10 +96,11 @@ def first_wgrad(
     return chosen(image, output_grad, None, out)
 
 
-def _operand(value: Any, rank: int, name: str) -> Array:
+def operand(value: Any, rank: int, name: str) -> Array:
+    """`value` as a NumPy array of `rank` spatial axes. Raises `InvalidType` for what is none, naming `name`."""
     array = arrays.as_numpy(value, name)
     if array.ndim != rank + 2:
-        axes = "(batch, channels, " if name != "filters" else "(filters, channels, "
+        axes = "(batch, channels, " if not name.endswith("filters") else "(filters, channels, "
         raise InvalidType(
             f"{name} needs {rank + 2} dimensions {axes}{rank} spatial), got {array.ndim}: shape {array.shape}"
         )

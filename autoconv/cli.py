@@ -58,7 +58,7 @@ def cli() -> None:
     """Race every convolution engine of this machine, remember the winners, and say why they won.
 
     A SPEC is a text such as 'fprop n8c64 56x56 k64 3x3 p1'. Where TARGETS are asked for, each may also
-    be a built-in network (alexnet, googlenet, image, mobilenet_v2, resnet18, resnet50, vgg16) or a
+    be a built-in network (alexnet, c3d, googlenet, image, mobilenet_v2, resnet18, resnet50, vgg16) or a
     workload file: text with one spec per line, JSON, or JSON lines.
 
     \b

@@ -24,6 +24,7 @@ __all__ = [
     "conv3d",
     "conv3d_grad_wrt_inputs",
     "conv3d_grad_wrt_weights",
+    "introduce",
 ]
 
 
@@ -120,7 +121,7 @@ def forward(rank: int) -> Forward:
             )
         return call(input, filters, bias, out)
 
-    _introduce(conv, name, FORWARD, rank)
+    introduce(conv, name, FORWARD, rank)
     return conv
 
 
@@ -157,7 +158,7 @@ def input_gradient(rank: int) -> InputGradient:
             )  # fmt: skip
         return call(output_grad, filters, None, out)
 
-    _introduce(conv_grad_wrt_inputs, name, INPUT_GRADIENT, rank)
+    introduce(conv_grad_wrt_inputs, name, INPUT_GRADIENT, rank)
     return conv_grad_wrt_inputs
 
 
@@ -194,7 +195,7 @@ def filter_gradient(rank: int) -> FilterGradient:
             )  # fmt: skip
         return call(input, output_grad, None, out)
 
-    _introduce(conv_grad_wrt_weights, name, FILTER_GRADIENT, rank)
+    introduce(conv_grad_wrt_weights, name, FILTER_GRADIENT, rank)
     return conv_grad_wrt_weights
 
 
@@ -287,11 +288,19 @@ FILTER_GRADIENT = """
 WORDS = {1: ("One", "line"), 2: ("Two", "image"), 3: ("Three", "volume")}
 
 
-def _introduce(function: Any, name: str, text: str, rank: int) -> None:
+def introduce(function: Any, name: str, text: str, rank: int) -> None:
     """Give a function of `rank` axes its name and documentation, for `help`, for tracebacks and for pickle."""
     number, one = WORDS[rank]
     pair, comma = "(before, after)", "," * (rank == 1)
-    axes = {"image": "DHW", "taps": "TRS", "result": "ZPQ", "fours": "444", "threes": "333", "twos": "222"}
+    axes = {
+        "image": "DHW",
+        "taps": "TRS",
+        "result": "ZPQ",
+        "fours": "444",
+        "threes": "333",
+        "twos": "222",
+        "fives": "555",
+    }
     function.__name__ = function.__qualname__ = name
     function.__doc__ = cleandoc(text).format(
         Rank=number,

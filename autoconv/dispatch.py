@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from autoconv import options
@@ -110,9 +111,7 @@ def pin(spec: ConvSpec, device: Device, choice: Choice) -> Plan:
 
     with _one_at_a_time(key):
         built = registry.build(spec, device, choice, child)
-        plan = Plan(
-            spec, device, built.choice, built.runner, workspace_bytes=built.workspace_bytes, rebind=plan_for
-        )
+        plan = Plan(spec, device, built.choice, built.runner, workspace_bytes=built.workspace_bytes, rebind=plan_for)
         if settings.verbose:
             announce(plan, settings, (), {})
         scope.calls[key] = plan
@@ -228,13 +227,14 @@ def _first_that_builds(
     registry: Registry, spec: ConvSpec, device: Device, settings: Settings
 ) -> tuple[Built, dict[str, str]]:
     order, refusals = untuned_order(spec, device, settings)
+    free = replace(settings, require=())  # a rewrite that meets `require` does so for its child
     for choice, _ in order:
         try:
             built = registry.build(
                 spec,
                 device,
                 choice,
-                lambda child: _first_that_builds(registry, child, device, settings)[0],
+                lambda child: _first_that_builds(registry, child, device, free)[0],
                 may_compile=False,
             )
         except (NoImplementation, BackendMissing) as error:

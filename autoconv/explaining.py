@@ -35,6 +35,8 @@ class Explanation:
     """Candidate -> which version it was measured with that has changed since."""
     estimates: Sequence[tuple[Choice, float]]
     refusals: Mapping[str, str]
+    unknown: str = ""
+    """Which sizes are not known, where they are not; `spec` then stands in for the problem."""
 
     @property
     def why(self) -> str:
@@ -43,6 +45,8 @@ class Explanation:
             return self.decision.why
         if self.chosen is None:
             return "every implementation refuses"
+        if self.unknown:
+            return f"{self.unknown}; this is the untuned order of the spec above, which stands in for it"
         return "nothing is remembered: the lowest estimate, to be replaced by a measurement at the first tuning"
 
     def to_dict(self) -> dict[str, Any]:

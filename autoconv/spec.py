@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from importlib import import_module
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -300,7 +300,7 @@ def _refuse_unknown(input_shape: Sequence[int | None], filter_shape: Sequence[in
     sizes = (*input_shape, *filter_shape)
     unknown = [names[i] if i < len(names) else f"axis {i}" for i, size in enumerate(sizes) if size is None]
     if unknown:
-        raise InvalidSpec(f"{len(unknown)} of {len(sizes)} dimensions unknown: {', '.join(unknown)}")
+        raise InvalidSpec(f"cannot tune: {len(unknown)} of {len(sizes)} dimensions unknown: {', '.join(unknown)}")
 
 
 def _by_x(sizes: Sequence[int]) -> str:
@@ -318,9 +318,10 @@ def _collapse(words: Sequence[str]) -> str:
 
 # `[0-9]`, not `\d`: other scripts' digits are no part of the grammar. At most 12 digits: sizes beyond are typos.
 # Texts, compiled by `re` when first used: a program that never parses does not pay for them at import.
-_SIZES = r"[0-9]{1,12}(x[0-9]{1,12})*\Z"
-_BATCH = r"n([0-9]{1,12})c([0-9]{1,12})\Z"
-_FILTERS = r"k([0-9]{1,12})\Z"
+_SIZE = r"([0-9]{1,12}|\?)"  # `?`: not known, so not a complete spec
+_SIZES = rf"{_SIZE}(x{_SIZE})*\Z"
+_BATCH = rf"n{_SIZE}c{_SIZE}\Z"
+_FILTERS = rf"k{_SIZE}\Z"
 _OPTION = r"([psdg])([0-9:,]{1,200})\Z"
 _FLAGS = {"conv": ("flip", True), "corr": ("flip", False), "fixed": ("fixed", True), "rank1": ("rank1", True)}
 
@@ -349,7 +350,7 @@ def _parse(text: str) -> ConvSpec:
         raise fail(filters_word, "the number of filters, as k64")
     if not re.match(_SIZES, kernel_word):
         raise fail(kernel_word, "the filter's size, as 3x3")
-    taps = tuple(map(int, kernel_word.split("x")))
+    taps = tuple(map(_known, kernel_word.split("x")))
     options: dict[str, Any] = {}
     names = {"p": "padding", "s": "stride", "d": "dilation", "g": "groups"}
 
@@ -370,15 +371,17 @@ def _parse(text: str) -> ConvSpec:
             put(word, names[match[1]], value)
         else:
             raise fail(word, "one of p.. s.. d.. g.., conv, corr, nchw, nhwc, f16, bf16, f32, f64, fixed, rank1")
-    channels, groups = int(batch[2]), options.get("groups", 1)
-    if groups < 1 or channels % groups:
+    channels, groups = _known(batch[2]), options.get("groups", 1)
+    if groups < 1 or (channels or 0) % groups:
         raise InvalidSpec(f"groups must divide the input channels: {channels} channels, {groups} groups")
-    return ConvSpec._build(
-        Op(op_word),
-        (int(batch[1]), channels, *map(int, size_word.split("x"))),
-        (int(filters[1]), channels // groups, *taps),
-        **options,
-    )
+    image = (_known(batch[1]), channels, *map(_known, size_word.split("x")))
+    bank = (_known(filters[1]), None if channels is None else channels // groups, *taps)
+    _refuse_unknown(image, bank)
+    return ConvSpec._build(Op(op_word), cast("tuple[int, ...]", image), cast("tuple[int, ...]", bank), **options)
+
+
+def _known(word: str) -> int | None:
+    return None if word == "?" else int(word)
 
 
 def _option_value(letter: str, text: str, rank: int) -> Any:

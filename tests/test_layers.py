@@ -18,8 +18,8 @@ import autoconv
 ROOT = Path(autoconv.__file__).parent
 
 ORDER = (
-    "errors", "shapes", "spec", "device", "arrays", "separable", "evidence", "options", "planning", "implementation", "registry",
-    "catalogue", "tuner", "dispatch", "calling", "convolving", "api",
+    "errors", "shapes", "spec", "device", "arrays", "separable", "evidence", "options", "planning", "implementation",
+    "registry", "catalogue", "tuner", "dispatch", "calling", "convolving", "derived", "api",
 )  # fmt: skip
 """Each may import what stands before it. What is not listed (report, cli, ...) stands on top."""
 

@@ -31,8 +31,9 @@ def record(**changes: object) -> str:
 
 # Networks ----------------------------------------------------------------------------------------
 
-PUBLISHED_GMAC = {  # convolutions of one 224x224 image, and how many layers there are
+PUBLISHED_GMAC = {  # convolutions of one image (c3d: one clip), and how many layers there are
     "alexnet": (0.6556, 5),
+    "c3d": (38.497, 8),
     "googlenet": (1.5816, 57),
     "mobilenet_v2": (0.2995, 52),
     "resnet18": (1.8136, 20),
