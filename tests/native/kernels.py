@@ -39,6 +39,8 @@ OWN: dict[str, str] = {
     "depthwise_vector": "fprop n1c16 11x10 k16 3x3 p1 g16",
     "depthwise_line": "fprop n2c7 40 k7 9 p4 g7",
     "depthwise_large": "fprop n1c3 40x37 k3 13x13 p6 g3 corr",
+    "depthwise_larger_than_image": "fprop n3c17 7x6 k17 13x5 p6,2 g17 corr",
+    "depthwise_tall": "fprop n1c16 70x17 k16 9x4 p4,3:0 g16",
     "pointwise_large": "fprop n1c40 12x12 k36 1x1",
     "pointwise_heavy": "fprop n2c512 5x4 k520 1x1 corr nhwc",  # filters that outweigh the pixels
     "first_layer_strided": "fprop n2c3 33x35 k16 7x7 p3 s2 corr",

@@ -33,6 +33,7 @@ EDGES = (
     "tile_seams", "five_by_five", "long_filter", "first_layer", "double_strided", "line_strided", "volume_strided",
     "images_innermost", "images_innermost_strided", "images_innermost_skipping", "image_of_a_vector_and_one",
     "image_large_filter", "channels_and_one", "tiles_and_one", "depthwise_vector", "depthwise_large",
+    "depthwise_larger_than_image", "depthwise_tall",
     "pointwise_large", "separable_channels", "separable_bank", "separable_summed", "separable_large",
 )  # fmt: skip
 

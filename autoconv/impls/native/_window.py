@@ -1,4 +1,4 @@
-"""Geometry of the sliding-window kernel (window.c) that `native.direct` and `native.depthwise` share.
+"""Geometry of the sliding-window kernel (window.c) that `native.direct`, `native.depthwise` and `native.toom` share.
 
 `Window` takes the taps as they are; `Toom` has a window compute the products of a filter and an image that were
 both cut into interleaved parts (window_toom.c).

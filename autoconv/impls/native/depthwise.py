@@ -1,9 +1,9 @@
 """`native.depthwise`: one filter per channel, or m filters per channel, generated C.
 
-Source: the sliding window of window.c, and for large filters window_toom.c, which `native.direct` shares.
-Wins:   groups == channels, 3x3 to 31x31, both memory formats: lanes lie along the image's width, or across
+Source: the sliding window of window.c, which `native.direct` shares.
+Wins:   groups == channels, 3x3 to about 9x9, both memory formats: lanes lie along the image's width, or across
         neighbouring channels (channels-last without moving data; channels-first by a transposing copy, which pays
-        for large filters on narrow images).  Loses: nothing else here is made for these shapes.
+        on narrow images).  Loses: large filters, to `native.fft`.
 Error:  as `native.direct`.
 """
 
@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from autoconv.impls.native._c import ITEM_BYTES
 from autoconv.impls.native._family import NativeFamily, Tunables
 from autoconv.impls.native._forward import Forward, as_forward
-from autoconv.impls.native._window import Toom, Window, blockings
-from autoconv.impls.native.direct import toom_refusal, window_of
+from autoconv.impls.native._window import Window, blockings
+from autoconv.impls.native.direct import window_of
 from autoconv.spec import ConvSpec, Op
 
 __all__ = ["Depthwise"]
@@ -27,7 +27,7 @@ class Depthwise(NativeFamily):
     """The sliding window, every input channel a group of its own."""
 
     name = "native.depthwise"
-    version = 1
+    version = 2
     ops = frozenset({Op.FPROP, Op.DGRAD})
     ranks = frozenset({1, 2})
 
@@ -45,22 +45,16 @@ class Depthwise(NativeFamily):
         filters = as_forward(spec).out_channels
         if filters % tunables["filters"]:
             return f"filters must divide the filters per channel: {filters} % {tunables['filters']}"
-        if tunables["across"] and tunables["parts"] > 1:
-            return "parts need lanes along the width"
-        return toom_refusal(spec, tunables["parts"])
+        return None
 
     def tunables(self, spec: ConvSpec, threads: int, vector_bytes: int) -> Sequence[Tunables]:
         forward = as_forward(spec)
         found: list[tuple[float, Tunables]] = []
-        for parts, across in ((1, False), (1, True), (2, False), (3, False)):
-            if toom_refusal(spec, parts) or (across and spec.out_channels != spec.in_channels):
-                continue
-            ranked = blockings(forward, ITEM_BYTES[spec.dtype], vector_bytes, threads, across, parts)
+        for across in (False, True) if spec.out_channels == spec.in_channels else (False,):
+            ranked = blockings(forward, ITEM_BYTES[spec.dtype], vector_bytes, threads, across)
             moving = _moving(spec, forward, across)
-            for speed, block in ranked[:3]:
-                unrolled = forward.kernel[2] <= UNROLLED_TAPS and parts == 1
-                shape = {"across": across, "parts": parts, "unrolled": unrolled}
-                found.append((speed / moving, shape | block))
+            shape = {"across": across, "unrolled": forward.kernel[2] <= UNROLLED_TAPS}
+            found += [(speed / moving, shape | block) for speed, block in ranked[:3]]
         found.sort(key=lambda pair: -pair[0])
         return [tunables for speed, tunables in found if speed > 0.4 * found[0][0]][:6]
 
@@ -84,6 +78,5 @@ def _moving(spec: ConvSpec, forward: Forward, across: bool) -> float:
     return 1 + cycles_per_element / (forward.taps * forward.out_channels / 32)
 
 
-def _window(spec: ConvSpec, tunables: Tunables, threads: int, vector_bytes: int) -> Window | Toom:
-    across, unrolled = tunables["across"], tunables["unrolled"]
-    return window_of(spec, tunables, tunables["parts"], unrolled, across, threads, vector_bytes)
+def _window(spec: ConvSpec, tunables: Tunables, threads: int, vector_bytes: int) -> Window:
+    return window_of(spec, tunables, tunables["unrolled"], tunables["across"], threads, vector_bytes)

@@ -95,6 +95,7 @@ static void one_task(const T *x, const T *w, T *y, T *scratch, int task)
         unstage(y, out, rows, channels);
 }
 #define TASKS (STRIPS * CEIL_DIV(GROUPS, VW) * N)
+#define SCHEDULE static /* cores that write neighbouring lines of an array would take them from one another */
 
 #else
 
@@ -118,6 +119,7 @@ static void one_task(const T *x, const T *w, T *y, T *scratch, int task)
                           images, CEIL_DIV(rows - p, ROW_STEP), Q - q);
 }
 #define TASKS (STRIPS * GROUPS * IMAGES)
+#define SCHEDULE dynamic
 
 #endif
 
@@ -126,7 +128,7 @@ void run(const T *x, const T *w, T *y, char *workspace)
     OMP(parallel num_threads(autoconv_threads))
     {
         T *scratch = (T *)(workspace + thread_number() * SCRATCH_BYTES);
-        OMP(for schedule(dynamic))
+        OMP(for schedule(SCHEDULE))
         for (int task = 0; task < TASKS; task++)
             one_task(x, w, y, scratch, task);
     }
