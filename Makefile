@@ -6,13 +6,15 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: help demo test test-gpu test-native lint types docs bench clean
+.PHONY: help demo test test-gpu test-native test-faults fuzz lint types docs bench clean
 
 help:
 	@echo "make demo      tune ResNet-50 for this machine, filter a photograph, write pictures to demo-output/"
 	@echo "make test      the whole test suite"
 	@echo "make test-gpu  the tests that need a CUDA device"
 	@echo "make test-native  every config of the generated kernels, also under AddressSanitizer and UBSan"
+	@echo "make test-faults  sixteen processes on one cache, a hundred kills, damage at two thousand places"
+	@echo "make fuzz      10,000 random calls, every implementation forced in turn"
 	@echo "make lint      ruff and mypy --strict"
 	@echo "make docs      write the generated pages of docs/reference"
 	@echo "make bench     dispatch overhead (pytest-benchmark)"
@@ -42,6 +44,14 @@ test-gpu: $(VENV)/.dev
 
 test-native: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) -m slow tests/native
+
+test-faults: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow tests/cache tests/load
+
+FIRST ?= 0
+COUNT ?= 10000
+fuzz: $(VENV)/.dev
+	$(BIN)/python -m tests.fuzz --first $(FIRST) --count $(COUNT)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -10,10 +10,15 @@ again what is doubtful, `verify` checks that winners are still right, `settings`
 there is and `register` adds to it.
 """
 
+from importlib import import_module
+from typing import Any
+
 from autoconv.api import (
     ImplementationRecord,
     explain,
+    export_measurements,
     implementations,
+    import_measurements,
     plan,
     register,
     regress,
@@ -93,7 +98,9 @@ __all__ = [
     "conv3d_grad_wrt_weights",
     "conv3d_transpose",
     "explain",
+    "export_measurements",
     "implementations",
+    "import_measurements",
     "plan",
     "register",
     "regress",
@@ -102,3 +109,10 @@ __all__ = [
     "tune",
     "verify",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`autoconv.signal` is imported when it is first asked for."""
+    if name == "signal":
+        return import_module("autoconv.signal")
+    raise AttributeError(f"module 'autoconv' has no attribute {name!r}")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, TextIO
 
 from autoconv import dispatch, options
 from autoconv.catalogue import ImplementationRecord, implementations
@@ -22,13 +23,16 @@ from autoconv.verbose import announce
 
 if TYPE_CHECKING:
     from autoconv.regressing import Regression
+    from autoconv.sharing import Imported
     from autoconv.tuner import TuningResult
     from autoconv.verifying import Verification
 
 __all__ = [
     "ImplementationRecord",
     "explain",
+    "export_measurements",
     "implementations",
+    "import_measurements",
     "plan",
     "register",
     "regress",
@@ -280,3 +284,49 @@ def register(implementation: Implementation, *, replace: bool = False) -> None:
     """
     default_registry().register(implementation, replace=replace)
     options.forget_calls()
+
+
+def export_measurements(target: str | os.PathLike[str] | TextIO) -> int:
+    """Write every remembered measurement as JSON lines, to a path or an open text file; gives their number.
+
+    Another machine adds them with `import_measurements`. A file appears whole or not at all, readable by its
+    owner alone; the rows name this machine's host. Raises `OSError` when it cannot be written.
+
+    >>> import autoconv, io
+    >>> with autoconv.settings(cache=":memory:"):
+    ...     autoconv.export_measurements(io.StringIO())
+    0
+    """
+    from autoconv import sharing  # with SQLAlchemy, which a call does not need
+
+    return sharing.send(target)
+
+
+def import_measurements(
+    source: str | os.PathLike[str] | IO[bytes] | Iterable[str], *, skip_unknown: bool = False
+) -> Imported:
+    """Add the measurements of an export to what is remembered: all of them, or none.
+
+    Parameters
+    ----------
+    source : path, open binary file, or lines of text
+        What `export_measurements` wrote. Every field is checked; nothing in it is executed.
+    skip_unknown : bool
+        Leave out rows of implementations that are not known here, instead of refusing the file.
+
+    Rows keep the fingerprint of the device they were measured on: other machines of that fingerprint use them.
+    Returns an `Imported`, the numbers of rows added, known already, and skipped. Raises `BadExport` with the number
+    of the first bad line, `CacheError` when the cache cannot be written, `OSError` for a file that cannot be read.
+
+    >>> import autoconv, io
+    >>> file = io.StringIO()
+    >>> with autoconv.settings(cache=":memory:"):
+    ...     _ = autoconv.export_measurements(file)
+    ...     autoconv.import_measurements(file.getvalue().splitlines())
+    Imported(added=0, known=0, skipped=0)
+    """
+    from autoconv import sharing
+
+    result = sharing.receive(source, skip_unknown=skip_unknown)
+    options.forget_calls()
+    return result

@@ -180,7 +180,7 @@ def _plan(spec: ConvSpec) -> Plan:
 def _keep(key: Any, chosen: Plan, first: Array, second: Array) -> None:
     """Remember the call for `key`, shortened where the operands need no conversion."""
     try:
-        options.current_scope().calls[key] = _ready(chosen, first, second)
+        options.current_scope().keep(key, _ready(chosen, first, second))
     except TypeError:  # a list among the options: works, but is looked up the long way every time
         return
 

@@ -317,6 +317,40 @@ def bench(targets: tuple[str, ...], budget: float | None, device: str | None, as
     _finish(told, as_json, done, work.problems)
 
 
+@cli.command("export")
+@click.argument("file", type=click.Path(dir_okay=False, allow_dash=True))
+@_steered
+def export_command(file: str, device: str | None, as_json: bool) -> None:
+    """Write every remembered measurement to FILE as JSON lines, for another machine; - is standard output.
+
+    Rows carry the fingerprint of the device they were measured on. The file appears whole or not at all.
+    """
+    try:
+        if file == "-":
+            autoconv.export_measurements(sys.stdout)
+        else:
+            report.exported(autoconv.export_measurements(file), file).print(sys.stdout, as_json=as_json)
+    except OSError as error:
+        raise InvalidOption(f"cannot write the export: {error}") from None
+
+
+@cli.command("import")
+@click.argument("file", type=click.Path(dir_okay=False, allow_dash=True))
+@click.option("--skip-unknown", is_flag=True, help="Leave out rows of implementations that are not known here.")
+@_steered
+def import_command(file: str, skip_unknown: bool, device: str | None, as_json: bool) -> None:
+    """Add the measurements that `autoconv export` wrote to FILE; - is standard input.
+
+    Every field of every line is checked first: one bad line, and nothing is imported. What is known
+    already is not added again.
+    """
+    try:
+        result = autoconv.import_measurements(sys.stdin.buffer if file == "-" else file, skip_unknown=skip_unknown)
+    except OSError as error:
+        raise InvalidOption(f"cannot read the export: {error}") from None
+    report.imported(result).print(sys.stdout, as_json=as_json)
+
+
 @cli.command("doctor")
 @_steered
 def doctor_command(device: str | None, as_json: bool) -> None:

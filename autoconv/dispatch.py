@@ -87,7 +87,7 @@ def plan_for(spec: ConvSpec, device: Device) -> Plan:
         plan = scope.calls.get(key)
         if plan is None:
             plan = _decide(spec, device, scope)
-            scope.calls[key] = plan
+            scope.keep(key, plan)
     return plan
 
 
@@ -114,7 +114,7 @@ def pin(spec: ConvSpec, device: Device, choice: Choice) -> Plan:
         plan = Plan(spec, device, built.choice, built.runner, workspace_bytes=built.workspace_bytes, rebind=plan_for)
         if settings.verbose:
             announce(plan, settings, (), {})
-        scope.calls[key] = plan
+        scope.keep(key, plan)
     return plan
 
 
@@ -204,15 +204,29 @@ def recall(
         except (NoImplementation, RegistryError, BackendMissing) as gone:
             reason = str(gone)
         else:
-            if built.choice == winner.choice:
+            if built.choice != winner.choice:
+                reason = f"{winner.choice} has a new version"
+            elif refusal := limits.refuses(_as_built(winner, built)):  # a row from elsewhere may say anything
+                reason = f"{winner.choice}: {refusal}"
+            else:
                 if reason:
                     store.miss(str(spec), device.fingerprint, reason)
                 if look_for_changes:
                     decision = decide(able, limits, registry.stale([winner]))
                 return rows, decision, built
-            reason = f"{winner.choice} has a new version"
         able = [row for row in able if row is not winner]
     return rows, None, None
+
+
+def _as_built(row: Measurement, built: Built) -> Measurement:
+    """`row` with what its implementation says here of its workspace and properties."""
+    return replace(
+        row,
+        workspace_bytes=built.workspace_bytes,
+        deterministic=built.deterministic,
+        strict_nan=built.strict_nan,
+        tags=built.tags,
+    )
 
 
 def untuned_order(

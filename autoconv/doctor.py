@@ -19,6 +19,7 @@ import numpy as np
 import autoconv
 from autoconv import api, dispatch, options
 from autoconv.device import find_device
+from autoconv.impls.native import _private
 from autoconv.impls.native._compiler import find_compiler
 from autoconv.registry import default_registry
 
@@ -71,6 +72,7 @@ def examine(device: str | None = None) -> dict[str, Any]:
         },
         "optional libraries": {name: _library(*found) for name, found in OPTIONAL.items()},
         "compiler": _compiler(),
+        "compiled objects": _objects(faults),
         "cache": _cache(faults),
         "implementations": _implementations(faults),
         "settings": _settings(),
@@ -121,6 +123,19 @@ def _compiler() -> dict[str, Any]:
     return {"found": " ".join(compiler.command), "version": compiler.version, "openmp": openmp}
 
 
+def _objects(faults: list[str]) -> dict[str, Any]:
+    """Where compiled kernels are kept, and who else may go there."""
+    problem = _private.folder_problem()
+    if problem:
+        faults.append(f"{problem}: generated kernels are refused")
+        return {"problem": problem}
+    folder = _private.object_directory()
+    mode = folder.stat().st_mode
+    if mode & (stat.S_IRWXG | stat.S_IRWXO) and hasattr(os, "getuid"):
+        faults.append(f"others may look into {folder}, where compiled kernels are kept: chmod 700 it")
+    return {"location": str(folder), "permissions": stat.filemode(mode)}
+
+
 def _cache(faults: list[str]) -> dict[str, Any]:
     facts = cast("_Described", dispatch.current_store()).describe()
     if facts.get("integrity", "ok") not in ("ok", None):
@@ -147,8 +162,9 @@ def _implementations(faults: list[str]) -> dict[str, Any]:
 
 def _settings() -> dict[str, Any]:
     now, default = options.current_scope().settings, options.Settings()
-    return {
+    changed = {
         name: getattr(now, name)
         for name in options.Settings.__dataclass_fields__
         if getattr(now, name) != getattr(default, name)
     }
+    return {name: options.without_password(value) if name == "cache" else value for name, value in changed.items()}

@@ -21,7 +21,7 @@ from typing import Any
 from autoconv.errors import InvalidOption
 from autoconv.evidence import Limits
 
-__all__ = ["ON_MISS", "Scope", "Settings", "current_scope", "parse_bytes", "settings"]
+__all__ = ["ON_MISS", "Scope", "Settings", "current_scope", "parse_bytes", "settings", "without_password"]
 
 ON_MISS = ("tune", "heuristic", "error")
 ISOLATION = ("process", "none")
@@ -116,6 +116,18 @@ def parse_bytes(value: Any) -> int | None:
     return int(value)
 
 
+def without_password(url: str) -> str:
+    """A database's URL as it may be printed; a path stays as it is."""
+    import re  # only what prints needs it
+
+    scheme, mark, rest = url.partition("://")
+    if not mark:
+        return url
+    rest = re.sub(r"^([^/?]*?):[^/?]*@", r"\1:***@", rest)
+    secret = r"([?&][^=&]*(?:pass|pwd|secret|token|key)[^=&]*=)[^&]*"
+    return f"{scheme}://" + re.sub(secret, r"\1***", rest, flags=re.IGNORECASE)
+
+
 def _words(value: Any) -> tuple[str, ...]:
     words = value.replace(",", " ").split() if isinstance(value, str) else tuple(value)
     if not all(isinstance(word, str) and word for word in words):
@@ -191,10 +203,17 @@ class Scope:
         self.settings = values
         self.calls: dict[Any, Any] = {}
 
+    def keep(self, key: Any, decided: Any) -> None:
+        """Remember a decided call; a program whose shapes never repeat starts over rather than grow for ever."""
+        if len(self.calls) >= MAX_CALLS:
+            self.calls.clear()
+        self.calls[key] = decided
+
 
 _scopes: dict[Settings, Scope] = {}
 _active: ContextVar[Scope | None] = ContextVar("autoconv_settings", default=None)
 _default: Scope | None = None
+MAX_CALLS = 20_000  # a few kilobytes each; the largest networks known have some hundred shapes
 MAX_SCOPES = 256  # more distinct settings than any program needs: then start over rather than grow for ever
 
 

@@ -21,6 +21,7 @@ from autoconv.workloads import Entry, Problem
 
 if TYPE_CHECKING:
     from autoconv.regressing import Regression
+    from autoconv.sharing import Imported
     from autoconv.tuner import TuningResult
     from autoconv.verifying import Verification
 
@@ -30,7 +31,9 @@ __all__ = [
     "bench",
     "doctor",
     "explanation",
+    "exported",
     "implementations",
+    "imported",
     "regressions",
     "remembered",
     "repeat_command",
@@ -246,7 +249,8 @@ def verifications(
         right = frozenset({"error", "remembered"})
         parts.append(Table(columns, rows, f"operands of seed {results[0][1].seed}", right, ("remembered",)))
         bad = sum(not one.ok for _, one in results)
-        parts.append(f"{len(results)} specs: {bad or 'no'} winners failed and are not used any more")
+        verdict = f"{bad} had a winner that failed, which is not used any more" if bad else "every winner was right"
+        parts.append(f"specs checked: {len(results)}; {verdict}")
     if failures:
         parts.append(_failure_table("not checked", failures))
     data = {
@@ -322,6 +326,17 @@ def doctor(facts: Mapping[str, Any]) -> Report:
     faults = facts["faults"]
     parts.append("\n".join(["faults:", *(f"  {fault}" for fault in faults)]) if faults else "no faults found")
     return Report(tuple(parts), dict(facts))
+
+
+def exported(rows: int, where: str) -> Report:
+    """How many rows an export holds."""
+    return Report((f"exported {rows} rows to {where}",), {"rows": rows, "file": where})
+
+
+def imported(result: Imported) -> Report:
+    """What an import added."""
+    told = f"imported {result.added} rows; {result.known} were known already"
+    return Report((told + (f", {result.skipped} are of unknown ids" if result.skipped else ""),), asdict(result))
 
 
 # What tables share -------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 
 from autoconv.device import Device
 from autoconv.evidence import Decision, Measurement
-from autoconv.options import Settings
+from autoconv.options import Settings, without_password
 from autoconv.planning import Plan
 from autoconv.spec import ConvSpec
 
@@ -76,7 +76,7 @@ def repeat_command(spec: ConvSpec, device: Device, settings: Settings) -> str:
     for name in ("max_workspace", "max_rel_error", "deterministic", "strict_nan", "cache"):
         value = getattr(settings, name)
         if value not in (None, False):
-            variables.append(f"AUTOCONV_{name.upper()}={shlex.quote(str(value))}")
+            variables.append(f"AUTOCONV_{name.upper()}={shlex.quote(without_password(str(value)))}")
     return " ".join((*variables, shlex.join(words)))
 
 

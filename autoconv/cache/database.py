@@ -27,6 +27,7 @@ from autoconv.cache.migrations import migrate, version_of
 from autoconv.cache.records import OLDEST_READABLE, check_version
 from autoconv.cache.troubles import Trouble, trouble_of
 from autoconv.errors import CacheError
+from autoconv.options import without_password
 
 __all__ = ["BUSY_S", "Database", "choose_journal"]
 
@@ -50,7 +51,7 @@ class Database:
             self._writing = _sqlite_engine(partial(_open_for_writing, path), "BEGIN IMMEDIATE")
         else:
             self._reading = self._writing = _engine_at(url or "")
-            self.shown = self._writing.url.render_as_string(hide_password=True)
+            self.shown = without_password(url or "")
 
     def read(self, work: Callable[[Connection], T], default: T) -> T:
         """`work` in a read transaction; `default` when the database has no tables yet. Raises `SchemaTooNew`."""
@@ -150,7 +151,7 @@ def _engine_at(url: str) -> Engine:
     except (ArgumentError, ValueError) as error:
         scheme = url.partition("://")[0]  # the rest may hold a password
         raise CacheError(f"cache={scheme}://...: not an SQLAlchemy URL ({type(error).__name__})") from None
-    shown = parsed.render_as_string(hide_password=True)
+    shown = without_password(url)
     options: dict[str, Any] = {} if parsed.get_backend_name() == "sqlite" else {"pool_pre_ping": True}
     try:
         return sa.create_engine(parsed, **options)

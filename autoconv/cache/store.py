@@ -72,6 +72,23 @@ class SqlStore:
             self._pending.add(storable)
             self._write_pending()
 
+    def take_in(self, rows: Sequence[Measurement]) -> None:
+        """Commit `rows` from elsewhere, all or none. Unlike `add` it raises: `CacheError` when that cannot be done."""
+
+        def work(connection: Any) -> None:
+            from autoconv.cache import queries
+
+            queries.add(connection, rows)
+
+        with self._lock:
+            try:
+                self._opened().write(work)
+            except CacheError:
+                raise
+            except Exception as error:  # whatever the driver raises: the caller gets one kind, and the cause
+                cause = getattr(error, "orig", None) or error
+                raise CacheError(f"{self._shown()} cannot be written, {trouble_of(error).value}: {cause}") from error
+
     def miss(self, spec: str, device: str, reason: str = "") -> None:
         """Record that `spec` was asked for in vain."""
         self._pending.miss(spec, device, reason)

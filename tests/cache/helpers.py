@@ -65,9 +65,9 @@ def start_python(script: str, *arguments: object, **options: Any) -> subprocess.
     )
 
 
-def finish(process: subprocess.Popen[str]) -> str:
+def finish(process: subprocess.Popen[str], timeout: float = 120) -> str:
     """What the process wrote; fails with its error output unless it ended well."""
-    out, error = process.communicate(timeout=120)
+    out, error = process.communicate(timeout=timeout)
     assert process.returncode == 0, error
     return out
 
