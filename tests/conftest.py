@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 from autoconv import dispatch, options
+from autoconv.tuner import Tuner
+from autoconv.tuner.contention import Calm
 
 hypothesis.settings.register_profile(
     "autoconv",
@@ -76,6 +78,14 @@ def _own_world(_scratch: Path, _user_cache: Path, monkeypatch: pytest.MonkeyPatc
     for store in dispatch._stores.values():
         getattr(store, "close", lambda: None)()
     dispatch._stores.clear()
+
+
+@pytest.fixture(autouse=True)
+def _calm_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests share their machine, so nothing would be settled if races noticed; the watchman's own tests call him."""
+    defaults = Tuner.__init__.__kwdefaults__
+    assert defaults is not None
+    monkeypatch.setitem(defaults, "watchman", lambda device: Calm())
 
 
 @pytest.fixture

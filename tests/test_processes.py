@@ -84,7 +84,7 @@ def test_eight_processes_tune_overlapping_specs_at_once(tmp_path: Path) -> None:
         spec = ConvSpec.parse(text)
         rows = store.rows(str(spec), cpu().fingerprint)
         assert {row.choice.implementation for row in rows} == set(FAKES)
-        assert {row.status for row in rows} <= {"ok", "partial"}  # eight at once: a budget may end before the last turn
+        assert {row.status for row in rows} <= {"ok", "partial", "suspect"}  # eight at once: they disturb one another
         assert decide(rows, Settings().limits("f32")) is not None
 
 

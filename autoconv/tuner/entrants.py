@@ -248,8 +248,10 @@ def _fail(entrant: Entrant, error: BaseException) -> None:
     entrant.contestant = None
 
 
-def placed(stand: Stand, entrants: Sequence[Entrant], *, cut_short: bool) -> list[Measurement]:
+def placed(stand: Stand, entrants: Sequence[Entrant], *, cut_short: bool, doubt: str = "") -> list[Measurement]:
     """The rows of a race. In one that was cut short, whoever was still running is `partial`.
+
+    With a `doubt` (what disturbed the race, in words) whoever was timed is `suspect`.
 
     Who left early is placed by the paired ratio to the best, times the best's median: its own median would be
     of other minutes than the best's. But never ahead of its own median: one disturbed sample of the best must
@@ -267,6 +269,8 @@ def placed(stand: Stand, entrants: Sequence[Entrant], *, cut_short: bool) -> lis
                 entrant.reason = "cut short by the budget" if cut_short else "its child's race was cut short"
         else:
             entrant.reason = contestant.left
+        if doubt and contestant.failure is None and contestant.samples:
+            entrant.status, entrant.reason = "suspect", "; ".join(filter(None, (doubt, entrant.reason)))
     timed = [entrant for entrant in entrants if entrant.contestant is not None and entrant.contestant.samples]
     finishers = [one.contestant for one in timed if one.contestant and not one.contestant.left]
     best = min(finishers, key=lambda one: (not one.allowed, one.median_s), default=None)

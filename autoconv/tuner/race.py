@@ -16,13 +16,25 @@ from autoconv.evidence import Choice, Limits, Measurement, Store, candidate_key,
 from autoconv.implementation import Built
 from autoconv.registry import Candidate, Registry
 from autoconv.spec import ConvSpec
+from autoconv.tuner.contention import Calm, Watchman
 from autoconv.tuner.entrants import Entrant, Stand, Terms, placed
-from autoconv.tuner.timing import HOPELESS, MAX_ROUNDS, Timer, needed_s
+from autoconv.tuner.timing import HOPELESS, MAX_ROUNDS, Timer, needed_s, spread_of_best
 
-__all__ = ["CHILD_SHARE", "AskChild", "Race", "Watch", "behind_kin", "hopeless", "key_of", "paces_of", "silent"]
+__all__ = [
+    "CHILD_SHARE",
+    "AskChild",
+    "Race",
+    "Watch",
+    "behind_kin",
+    "hopeless",
+    "key_of",
+    "note_pace",
+    "paces_of",
+    "patience_with",
+    "silent",
+]
 
 HOPELESS_ESTIMATE = 20.0  # estimates err by less than this; so far beyond the best measured, a run is wasted
-KIN = 2  # candidates of a kind after which their measured pace tells more than their estimates alone
 BEHIND_KIN = 2.0  # among candidates of a kind, estimates times the best pace err by less: measured up to 1.8
 CHILD_SHARE = 0.5  # of what is left when a rewrite asks for its child
 MAX_REMATCHES = 3  # races that a drifted machine may cause, by making remembered rows look like winners
@@ -82,13 +94,19 @@ def _kind(candidate: Candidate) -> str:
     return " ".join((candidate.implementation.name, *switches))
 
 
+def patience_with(candidate: Candidate, paces: Paces) -> float:
+    """How many times the best an estimate may be: compiling is dear, but one of each kind shows how its kin err."""
+    compiled = candidate.implementation.compiled
+    return HOPELESS if compiled and _kind(candidate) in paces else HOPELESS_ESTIMATE
+
+
 def behind_kin(candidate: Candidate, best_s: float | None, paces: Paces) -> str:
     """Why a candidate is not worth compiling, by the times of others of its kind; empty when it is.
 
     The estimates of one kind err alike, so the best pace of those measured says what another may reach.
     """
     kin = paces.get(_kind(candidate), {})
-    if best_s is None or not candidate.implementation.compiled or len(kin) < KIN:
+    if best_s is None or not candidate.implementation.compiled or not kin:
         return ""
     expected_s = candidate.estimate_s * min(kin.values())
     if expected_s <= BEHIND_KIN * best_s:
@@ -116,6 +134,8 @@ class Race:
     afresh: bool  # race as if nothing were remembered
     isolation: str = "none"  # "process": who was not seen to run here has its first run in a worker
     patient: bool = True  # wait for libraries to be loaded in a worker
+    watchman: Watchman = field(default_factory=Calm)
+    disturbed: bool = False
     ready: dict[Choice, Built] = field(default_factory=dict)
     measured: set[str] = field(default_factory=set)
     races: set[str] = field(default_factory=set)
@@ -131,7 +151,7 @@ class Race:
             self._heat(lineup)
         for _ in range(MAX_REMATCHES):
             lineup = self._rematch()
-            if not lineup or self.timer.clock() >= self.deadline:
+            if not lineup or self.disturbed or self.timer.clock() >= self.deadline:
                 return
             self._heat(lineup)
 
@@ -175,6 +195,7 @@ class Race:
     def _heat(self, lineup: Sequence[tuple[Candidate, Choice]]) -> None:
         """One race. Whatever ends it early, Ctrl-C too, what was measured is kept."""
         stand = self._stand()
+        self.watchman.begin()
         stand.start_workers([choice for candidate, choice in lineup if self._is_new(candidate)])
         stand.open()
         entrants: list[Entrant] = []
@@ -184,17 +205,21 @@ class Race:
             finally:
                 stand.end_trials()
             contestants = [one.contestant for one in entrants if one.contestant is not None]
+            self.watchman.begin_rounds()
             finish = self.timer.race(
                 contestants,
                 self.deadline,
                 lambda rounds, best: self.watch("time", best.name, rounds, MAX_ROUNDS),
+                self.watchman.look,
             )
+            doubt = self.watchman.complaint(spread_of_best(contestants))
+            self.disturbed = bool(doubt)
         except BaseException:
             self._keep(stand, entrants, cut_short=True)
             raise
         finally:
             stand.close()
-        for row in self._keep(stand, entrants, cut_short=not (all_tried and finish.settled)):
+        for row in self._keep(stand, entrants, cut_short=not (all_tried and finish.settled), doubt=doubt):
             if row.status == "wrong":
                 warnings.warn(
                     f"{row.choice} is wrong for {self.spec}: {row.reason}. It is not used, and not tried again "
@@ -254,7 +279,7 @@ class Race:
         """Why not to run a candidate, by its estimate; what was measured before is judged by measuring."""
         if self._is_timed(candidate):
             return ""
-        patience = HOPELESS if candidate.implementation.compiled else HOPELESS_ESTIMATE
+        patience = patience_with(candidate, self.paces)
         reason = hopeless(candidate.estimate_s, best_s, self.budget_s, patience)
         return reason or behind_kin(candidate, best_s, self.paces)
 
@@ -292,9 +317,14 @@ class Race:
         if entrant.runs:
             note_pace(self.paces, candidate, entrant.first_s)
 
-    def _keep(self, stand: Stand, entrants: Sequence[Entrant], *, cut_short: bool) -> list[Measurement]:
+    def _keep(
+        self, stand: Stand, entrants: Sequence[Entrant], *, cut_short: bool, doubt: str = ""
+    ) -> list[Measurement]:
         """Store the rows of `entrants`, and remember them and what was made ready here."""
-        rows = placed(stand, entrants, cut_short=cut_short)
+        rows = placed(stand, entrants, cut_short=cut_short, doubt=doubt)
+        if doubt and not self.afresh:  # a disturbed race takes nothing from what an undisturbed one settled
+            sure = {row.choice: row.environment for row in self.rows if row.status == "ok"}
+            rows = [row for row in rows if row.status != "suspect" or sure.get(row.choice) != row.environment]
         if cut_short and not self.afresh:  # a remembered best that was timed again, but less well than before
             settled = {row.choice: len(row.samples) for row in self.rows if row.status == "ok"}
             rows = [row for row in rows if len(row.samples) >= settled.get(row.choice, 0) or row.status != "partial"]

@@ -20,7 +20,7 @@ from statistics import median, quantiles
 
 from autoconv.evidence import TIE_GAP, Choice, Measurement, ratio_interval
 
-__all__ = ["HOPELESS", "MAX_ROUNDS", "Contestant", "Finish", "Timer", "needed_s", "spread_of"]
+__all__ = ["HOPELESS", "MAX_ROUNDS", "Contestant", "Finish", "Timer", "needed_s", "spread_of", "spread_of_best"]
 
 MIN_SAMPLE_S = 1e-3  # 2e4 times what one perf_counter call costs
 FINAL_SAMPLE_S = 5e-3  # of those still in after `MIN_ROUNDS`, few by then: longer than a scheduler's slice
@@ -118,8 +118,12 @@ class Timer:
         contestants: Sequence[Contestant],
         deadline: float,
         report: Callable[[int, Contestant], None] = lambda rounds, best: None,
+        look: Callable[[], None] = lambda: None,
     ) -> Finish:
-        """Rounds until the winner is settled, or the deadline has passed, or `MAX_ROUNDS`. Round 0 was done."""
+        """Rounds until the winner is settled, or the deadline has passed, or `MAX_ROUNDS`. Round 0 was done.
+
+        `report` hears who leads, and `look` is called, before each round.
+        """
         rounds = 1
         while True:
             running = [one for one in contestants if one.runs]
@@ -135,6 +139,7 @@ class Timer:
             if self.clock() >= deadline:
                 rivals = [one for one in running if one.allowed]
                 return Finish(rounds, settled=rounds >= MIN_ROUNDS or len(rivals) < 2)
+            look()
             for one in self._order(running):
                 try:
                     self._settle(one)
@@ -217,6 +222,12 @@ def _settled(best: Contestant, running: Sequence[Contestant]) -> bool:
 
 def _as_row(contestant: Contestant) -> Measurement:
     return Measurement("", "", Choice(contestant.name, 0), "ok", samples=tuple(contestant.samples), race="this")
+
+
+def spread_of_best(contestants: Sequence[Contestant]) -> float | None:
+    """The spread of the one that leads to the end; None without one, or with few samples."""
+    finishers = [one for one in contestants if one.runs and one.allowed]
+    return spread_of(min(finishers, key=lambda one: one.median_s).samples) if finishers else None
 
 
 def spread_of(samples: Sequence[float]) -> float | None:

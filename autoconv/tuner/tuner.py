@@ -27,6 +27,7 @@ from autoconv.evidence import Choice, Decision, Limits, Measurement, Store, cand
 from autoconv.implementation import Built
 from autoconv.registry import MAX_DEPTH, Candidate, Registry
 from autoconv.spec import ConvSpec
+from autoconv.tuner.contention import Sentry, Watchman
 from autoconv.tuner.race import Race, Watch, behind_kin, key_of, paces_of, silent
 from autoconv.tuner.timing import HOPELESS, Timer
 
@@ -57,7 +58,7 @@ class Tuner:
 
     `clock` and `sleep` are those of `time` unless a test injects its own; `seed` fixes the random order
     within the rounds. `isolation` says where a candidate that was not seen to run here has its first run:
-    "process", a worker that may be lost, or "none", this process.
+    "process", a worker that may be lost, or "none", this process. `watchman` looks out for what disturbs a race.
     """
 
     def __init__(
@@ -69,11 +70,13 @@ class Tuner:
         sleep: Callable[[float], object] = time.sleep,
         seed: int | None = None,
         isolation: str = "process",
+        watchman: Callable[[Device], Watchman] = Sentry,
     ) -> None:
         self._registry = registry
         self._store = store
         self._timer = Timer(clock, sleep, random.Random(seed))
         self._isolation = isolation
+        self._watchman = watchman
 
     def tune(
         self,
@@ -102,7 +105,15 @@ class Tuner:
         with self._store.measuring(device.fingerprint):
             # rows are read only now: whoever held the device before may have tuned this very spec
             session = _Session(
-                self._registry, self._store, self._timer, device, load_libraries, retune, only, self._isolation
+                self._registry,
+                self._store,
+                self._timer,
+                device,
+                load_libraries,
+                retune,
+                only,
+                self._isolation,
+                self._watchman,
             )
             return session.tune(spec, limits, budget_s, watch or silent)
 
@@ -120,6 +131,7 @@ class _Session:
         retune: bool,
         only: Collection[str] | None,
         isolation: str,
+        watchman: Callable[[Device], Watchman],
     ) -> None:
         self._registry = registry
         self._store = store
@@ -129,6 +141,7 @@ class _Session:
         self._retune = retune
         self._only = only
         self._isolation = isolation
+        self._watchman = watchman
         self._versions = {one.name: one.version for one in registry}
         self._children: dict[tuple[ConvSpec, Limits], TuningResult] = {}
 
@@ -148,7 +161,7 @@ class _Session:
         race = Race(
             self._registry, self._store, self._timer, self._device, spec, limits, candidates, refusals,
             self._remembered(spec), budget_s, started + budget_s, watch, ask_child, self._retune, self._isolation,
-            self._load_libraries,
+            self._load_libraries, self._watchman(self._device),
         )  # fmt: skip
         race.run(self._open(spec, limits, candidates, depth))
         decision, built_winner = self._choose(spec, race.rows, limits, race.ready)

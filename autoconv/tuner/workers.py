@@ -130,6 +130,14 @@ class Worker:
             return 0
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
+    def processor_s(self) -> float:
+        """Processor time that it has used; 0 where the system does not say."""
+        try:
+            fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return 0.0
+        return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+
     def pause(self) -> None:
         """Stop it where it is, so that pools of threads that spin after a call disturb nobody's timing."""
         self._signal(signal.SIGSTOP)
@@ -208,6 +216,10 @@ class Workers:
             return worker is not None and worker.is_ready(0)
         except Ended:
             return True
+
+    def processor_s(self) -> float:
+        """Processor time that those which live have used; the dead count among this process's children."""
+        return sum(worker.processor_s() for worker in tuple(self._all))
 
     def relax(self) -> None:
         """After a race: those that wait may sleep as they like, and go when nobody needs them."""

@@ -16,6 +16,7 @@ from autoconv.planning import BoundRunner, Workspace
 from autoconv.registry import Registry
 from autoconv.spec import ConvSpec
 from autoconv.tuner import Tuner, TuningResult
+from autoconv.tuner.contention import Calm, Watchman
 
 DEVICE = Device("cpu", "test", "none", 1, 1)
 SPEC = ConvSpec.parse("fprop n1c2 5x5 k2 3x3 p1")
@@ -152,6 +153,7 @@ class World:
         self.registry = Registry()
         self.store = MemoryStore()
         self.seed = seed
+        self.watchman: Callable[[Device], Watchman] = lambda device: Calm()
 
     def add(self, name: str, seconds: float | Callable[[Config], float] = 1e-3, **options: Any) -> Fake:
         fake = Fake(name, self.clock, seconds, **options)
@@ -164,7 +166,9 @@ class World:
         return fake
 
     def tune(self, spec: ConvSpec = SPEC, limits: Limits | None = None, **options: Any) -> TuningResult:
-        tuner = Tuner(self.registry, self.store, clock=self.clock, sleep=self.clock.sleep, seed=self.seed)
+        tuner = Tuner(
+            self.registry, self.store, clock=self.clock, sleep=self.clock.sleep, seed=self.seed, watchman=self.watchman
+        )
         return tuner.tune(spec, DEVICE, limits or Limits(), **options)
 
     def rows(self, spec: ConvSpec = SPEC) -> list[Measurement]:
