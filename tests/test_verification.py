@@ -167,13 +167,14 @@ def test_only_what_is_remembered_is_checked(here: Here) -> None:
 def test_the_command_says_who_failed_and_exits_with_1(here: Here) -> None:
     right = CliRunner().invoke(cli.cli, ["verify"])
     assert right.exit_code == 0, right.output
-    assert "1 specs: no winners failed" in right.stdout
+    assert "specs checked: 1; every winner was right" in right.stdout
     assert f"1/1 {SPEC}: test.one ok" in right.stderr
     spoil(here, off_by(0.01))
     wrong = CliRunner().invoke(cli.cli, ["verify", "--seed", "5"])
     assert wrong.exit_code == 1
     assert f"| {SPEC} | test.one | wrong |" in wrong.stdout
     assert f"| {SPEC} | test.two | ok |" in wrong.stdout
+    assert "specs checked: 1; 1 had a winner that failed" in wrong.stdout
     again = CliRunner().invoke(cli.cli, ["verify", "--json"])
     assert again.exit_code == 0, "the wrong one is out of use"
     data = json.loads(again.stdout)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from autoconv.evidence import Limits, decide
+from autoconv.evidence import Config, Limits, decide
 from tests.tuner.fakes import SPEC, World, winner
 
 # Memory ------------------------------------------------------------------------------------------
@@ -175,6 +175,41 @@ def test_a_hopeless_newcomer_does_not_make_the_winner_run_again(world: World) ->
     world.add("test.direct", 1.0)
     result = world.tune()
     assert (good.calls, result.measured, world.status(result)["test.direct"]) == (calls, 0, "skipped")
+
+
+# Kin ---------------------------------------------------------------------------------------------
+
+
+def test_kernels_are_not_compiled_when_their_kin_were_far_behind(world: World) -> None:
+    world.add("test.good", 1e-3)
+    tiles = [Config(tile=number) for number in range(4)]
+    estimates = {tile: (1.1 + 0.1 * number) * 1e-3 for number, tile in enumerate(tiles)}
+    kin = world.add("test.kin", 3e-3, configs=tiles, compiled=True)
+    kin.estimate_s = lambda spec, device, config: estimates[config]  # type: ignore[method-assign]
+    result = world.tune(budget_s=10.0)
+    rows = {str(row.choice.config): row for row in result.rows if row.choice.implementation == "test.kin"}
+    assert [rows[str(tile)].status for tile in tiles] == ["ok", "skipped", "skipped", "skipped"]
+    assert rows["tile=1"].reason == "expected at 0.00327 s by 1 others of its kind, 3.3 times the best"
+    assert world.tune(budget_s=10.0).measured == 0, "nor the next time"
+
+
+def test_another_switch_is_another_kind(world: World) -> None:
+    world.add("test.good", 1e-3)
+    both = [Config(across=False), Config(across=True)]
+    kin = world.add("test.kin", lambda config: 0.5e-3 if config["across"] else 3e-3, configs=both, compiled=True)
+    kin.estimate_s = lambda spec, device, config: 8e-3 if config["across"] else 1.1e-3  # type: ignore[method-assign]
+    result = world.tune(budget_s=10.0)
+    assert result.decision is not None
+    assert result.decision.winner.choice.config == both[1], "one of each kind runs, unless it is beyond all hope"
+
+
+def test_kin_near_the_best_all_run(world: World) -> None:
+    world.add("test.good", 1e-3)
+    tiles = [Config(tile=number) for number in range(4)]
+    world.add("test.kin", lambda config: (1.5 - 0.2 * int(config["tile"])) * 1e-3, configs=tiles, compiled=True)
+    result = world.tune(budget_s=10.0)
+    assert result.decision is not None
+    assert result.decision.winner.choice.config == tiles[3]
 
 
 # Budgets -----------------------------------------------------------------------------------------
