@@ -10,8 +10,7 @@ again what is doubtful, `verify` checks that winners are still right, `settings`
 there is and `register` adds to it.
 """
 
-from importlib import import_module
-from typing import Any
+from types import ModuleType as _ModuleType
 
 from autoconv.api import (
     ImplementationRecord,
@@ -111,8 +110,10 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> _ModuleType:
     """`autoconv.signal` is imported when it is first asked for."""
     if name == "signal":
+        from importlib import import_module
+
         return import_module("autoconv.signal")
     raise AttributeError(f"module 'autoconv' has no attribute {name!r}")

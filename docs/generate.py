@@ -22,6 +22,7 @@ from typing import Any
 import click
 
 import autoconv
+import autoconv.signal
 from autoconv import errors, options
 from autoconv.cache import migrations, reader, schema
 from autoconv.cli import cli
@@ -301,8 +302,21 @@ def _api() -> str:
         _contents({**functions, **classes}),
         *(f"## {name}\n\n{_signature(name, thing)}\n\n{_prose(_doc(thing))}" for name, thing in functions.items()),
         *(_class(name, thing) for name, thing in classes.items()),
+        *_signal(),
     ]
     return _page("Python interface", *parts)
+
+
+def _signal() -> list[str]:
+    """The functions and the class of `autoconv.signal`, under their full names."""
+    public = {f"autoconv.signal.{name}": getattr(autoconv.signal, name) for name in autoconv.signal.__all__}
+    entries = [
+        _class(name, thing)
+        if inspect.isclass(thing)
+        else f"## {name}\n\n{_signature(name, thing)}\n\n{_prose(_doc(thing))}"
+        for name, thing in public.items()
+    ]
+    return ["## autoconv.signal", _prose(_doc(autoconv.signal)), *entries]
 
 
 def _contents(things: Mapping[str, Any]) -> str:
