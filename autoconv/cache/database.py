@@ -24,7 +24,7 @@ from sqlalchemy.pool import NullPool
 from autoconv.cache import queries, reader
 from autoconv.cache.location import create_private
 from autoconv.cache.migrations import migrate, version_of
-from autoconv.cache.records import OLDEST_READABLE, check_version
+from autoconv.cache.records import OLDEST_READABLE, SCHEMA_VERSION, check_version
 from autoconv.cache.troubles import Trouble, trouble_of
 from autoconv.errors import CacheError
 from autoconv.options import without_password
@@ -71,6 +71,7 @@ class Database:
             try:
                 with self._writing.begin() as connection:
                     migrate(connection, self.shown)
+                    connection.info[queries.SCHEMA] = SCHEMA_VERSION
                     return work(connection)
             except DBAPIError as error:
                 if not _transient(error) or time.monotonic() >= deadline:

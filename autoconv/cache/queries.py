@@ -43,11 +43,10 @@ def rows(connection: Connection, spec: str, device: str) -> tuple[list[Measureme
 
 def add(connection: Connection, new: Sequence[Measurement]) -> None:
     """Append rows and settle the misses they answer."""
-    latest_stamp = select(func.max(measurement.c.measured_at))
     newest: dict[Key, float] = {}
     for key in {key_of(row) for row in new}:
-        stamp = connection.execute(latest_stamp.where(_same(measurement, *key))).scalar()
-        newest[key] = float(stamp) if isinstance(stamp, int | float) else 0.0
+        known, _ = rows(connection, *key)  # not max(measured_at): a damaged stamp would be passed on to new rows
+        newest[key] = max((row.measured_at for row in known), default=0.0)
     connection.execute(insert(measurement), [encode(row) for row in in_sequence(new, newest, time.time())])
     for key in answered(new):
         connection.execute(delete(miss).where(_same(miss, *key)))

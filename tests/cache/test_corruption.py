@@ -150,6 +150,18 @@ def test_a_digit_that_became_another_costs_its_row(tmp_path: Path) -> None:
         assert store.history(SPEC) == [row(race="8")]
 
 
+def test_a_damaged_time_is_not_passed_on_to_new_rows(tmp_path: Path) -> None:
+    """New rows are stamped no earlier than those they replace: but for one that a flipped bit put in the future."""
+    path = tmp_path / "m.sqlite"
+    store = open_store(str(path))
+    store.add([row()])
+    with closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.execute("UPDATE measurement SET measured_at = 2.4e163")
+    with one_warning("1 unreadable row"):
+        store.add([row(race="new")])
+        assert store.rows(SPEC, DEVICE) == [row(race="new")]
+
+
 def test_a_damaged_index_does_not_pass_one_spec_off_as_another(tmp_path: Path, sound: bytes) -> None:
     path = tmp_path / "m.sqlite"
     damaged = bytearray(sound)
