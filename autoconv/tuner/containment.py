@@ -34,7 +34,7 @@ __all__ = ["Allowance", "Box", "Trial", "Unfit", "address_of", "cannot_contain",
 PREPARE_S = 120.0  # to be made ready: a compiler may take a minute, the import of a framework half of one
 ROOM_BYTES = 1 << 31  # what a library may take beyond what a candidate declares: code, buffers, pools
 MOST_OF_FREE = 0.9  # of the memory that is free on the machine
-EXTRA_BYTES = 64 << 20  # libraries keep buffers and touch code in a first run; up to 40 MiB were seen
+EXTRA_BYTES = 64 << 20  # libraries keep buffers and touch code in a first run; up to 9 MiB were seen
 MOST_THREADS_PER_CORE = 4  # left behind: one pool of a runtime, one of its library, and some to spare
 
 _complained = False

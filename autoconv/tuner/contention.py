@@ -28,9 +28,9 @@ AT_FIRST = 5  # before a race: one of so many is undisturbed even on a busy mach
 SLOW = 2.5  # times the quickest song ever: a thread on the same core's other half makes it 2.0 times, our own pools do
 LEAST_SONGS = 4  # fewer have no median worth the name
 LEAST_WINDOW_S = 0.2  # the kernel counts load in ticks of 10 ms: 20 of them make a share
-OTHERS = 0.5  # cores, of those that candidates use: up to 0.45 on a machine with little else to do, 0.65 beside a loop
+OTHERS = 0.45  # cores, of those that candidates use: up to 0.43 with little else to do, 0.50 to 0.74 beside one loop
 THROTTLED = 0.01  # of the time: any longer and some samples were cut in two
-SCATTER = 1.0  # a best whose middle half of samples spreads over more than their median is not measured
+SCATTER = 3.0  # times the median, of the middle half of the best's samples: 2.9 was seen when nothing else told
 
 
 class Watchman(Protocol):

@@ -107,7 +107,7 @@ def test_one_slow_round_is_no_reason(machine: Machine) -> None:
 def test_scatter_of_the_best_shows(machine: Machine) -> None:
     sentry = machine.sentry()
     sentry.begin()
-    assert sentry.complaint(1.5) == "the best's samples scatter over 150 % of their median"
+    assert sentry.complaint(4.0) == "the best's samples scatter over 400 % of their median"
     assert sentry.complaint(None) == sentry.complaint(0.3) == ""
 
 
