@@ -31,6 +31,7 @@ class Good(Implementation):
     """Nothing is wrong with this one; the others do something after the answer."""
 
     name = "broken.not"
+    layouts = Direct.layouts
 
     def estimate_s(self, spec: ConvSpec, device: Device, config: Config) -> float:
         return 1e-6  # so little that no race thinks it hopeless
