@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from types import ModuleType
 
@@ -54,8 +56,17 @@ def test_runs(name: str, tmp_path: Path) -> None:
 def test_a_second_run_remembers(tmp_path: Path) -> None:
     (tmp_path / "net.txt").write_text(NETWORK, encoding="utf-8")
     for expected in ("measured", "remembered"):
+        doubtful = disturbed(tmp_path / "store.sqlite")
         done = run("tune_a_network.py", ["net.txt", "4"], tmp_path)
-        assert expected in done.stdout, done.stdout + done.stderr
+        assert (expected if not doubtful else "measured") in done.stdout, done.stdout + done.stderr
+
+
+def disturbed(file: Path) -> bool:
+    """Whether a race there was disturbed by other work on this machine, or cut short: it is held again then."""
+    if not file.exists():
+        return False
+    with closing(sqlite3.connect(file)) as database:
+        return bool(database.execute("SELECT count(*) FROM measurement WHERE status IN ('suspect', 'partial')").fetchone()[0])
 
 
 def test_the_demo_filters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

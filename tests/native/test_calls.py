@@ -207,6 +207,9 @@ THREADED = {
     "native.direct": ["fprop n1c2 60x60 k2 5x5 p2"],
     "native.gemm": [f"{op} n2c16 20x20 k16 3x3 p1{layout}" for op in ("fprop", "wgrad") for layout in ("", " nhwc")],
     "native.winograd": ["fprop n2c16 24x24 k16 3x3 p1"],
+    "native.separable": ["fprop n2c3 40x40 k3 7x7 p3 g3 fixed rank1"],
+    "native.toom": ["fprop n1c1 60x60 k1 13x13 p6"],
+    "native.fft": ["fprop n2c32 20x20 k32 9x9 p4 g32"],
     "native.chwn": ["fprop n16c4 12x12 k16 3x3 p1", "wgrad n16c4 12x12 k16 3x3 p1"],
 }
 

@@ -138,5 +138,6 @@ def test_every_config(name: str, case: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["A_BYTES", "B_BYTES", "OUT_BYTES", "WORKSPACE_BYTES"])
 def test_one_element_less_shows(name: str, tmp_path: Path) -> None:
     """What a kernel that goes one element too far would meet."""
-    with pytest.raises(AssertionError, match="heap-buffer-overflow"):
+    # a vector that begins inside and ends outside is an unknown-crash to some versions of the sanitizer
+    with pytest.raises(AssertionError, match="heap-buffer-overflow|unknown-crash"):
         run(sample("native.gemm", 0, SAMPLE), tmp_path, short=name)

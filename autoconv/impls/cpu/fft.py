@@ -23,7 +23,7 @@ from autoconv.impls import _overlap, _spectra
 from autoconv.impls._overlap import Axis, Cut
 from autoconv.impls.cpu._blas import BlasImplementation, guarded
 from autoconv.planning import Runner
-from autoconv.spec import ConvSpec, Op
+from autoconv.spec import LAYOUTS, ConvSpec, Op
 
 SIZES = ("padded", "unpadded")
 LIBRARIES = ("numpy", "scipy")
@@ -32,6 +32,7 @@ LIBRARIES = ("numpy", "scipy")
 class SpectralImplementation(BlasImplementation):
     """What the FFT algorithms have in common."""
 
+    layouts = frozenset(LAYOUTS)
     strict_nan = False
 
     def libraries(self, config: Config) -> tuple[str, ...]:

@@ -39,7 +39,7 @@ from autoconv.impls._tiles import (
 )
 from autoconv.impls.cpu._blas import BlasImplementation, gemm_s, guarded
 from autoconv.planning import BoundRunner, Runner, Workspace
-from autoconv.spec import ConvSpec, Op
+from autoconv.spec import LAYOUTS, ConvSpec, Op
 
 BAND_BYTES = 1 << 20  # a matrix of this size still sits in a core's cache when it is multiplied
 ENOUGH_COLUMNS = 1024  # a product this wide runs at full speed
@@ -54,6 +54,7 @@ class Im2col(BlasImplementation):
     """Every operation and option; `images` and `rows` say how many results one product makes."""
 
     name = "numpy.im2col"
+    layouts = frozenset(LAYOUTS)
     tags = frozenset({"gemm"})
 
     def configs(self, spec: ConvSpec, device: Device) -> Sequence[Config]:
