@@ -66,7 +66,8 @@ def disturbed(file: Path) -> bool:
     if not file.exists():
         return False
     with closing(sqlite3.connect(file)) as database:
-        return bool(database.execute("SELECT count(*) FROM measurement WHERE status IN ('suspect', 'partial')").fetchone()[0])
+        query = "SELECT count(*) FROM measurement WHERE status IN ('suspect', 'partial')"
+        return bool(database.execute(query).fetchone()[0])
 
 
 def test_the_demo_filters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
