@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import platform
-import shutil
 import struct
 import sys
 from collections.abc import Sequence
@@ -76,7 +75,7 @@ def find_compiler() -> Compiler | str:
     asked = os.environ.get("CC", "").split()
     reasons = []
     for name, *words in [asked] if asked else [["cc"], ["gcc"], ["clang"]]:
-        path = shutil.which(name)
+        path = _on_path(name)
         if path is None:
             reasons.append(f"{name} is not on the path")
             continue
@@ -86,6 +85,16 @@ def find_compiler() -> Compiler | str:
         except (CompileError, OSError) as error:
             reasons.append(str(error))
     return f"needs a C compiler: {'; '.join(reasons)}"
+
+
+def _on_path(name: str) -> str | None:
+    """As `shutil.which`, whose module takes longer to import (it loads every compressor) than a cached call may."""
+    if os.path.dirname(name) or os.name == "nt":
+        import shutil
+
+        return shutil.which(name)
+    paths = (os.path.join(folder, name) for folder in os.get_exec_path())
+    return next((path for path in paths if os.path.isfile(path) and os.access(path, os.X_OK)), None)
 
 
 def _try_out(command: tuple[str, ...]) -> Compiler:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from math import ceil, gcd, prod
 from typing import Any
 
-from autoconv.impls._winograd import matrices
 from autoconv.impls.native._c import prelude, template
 from autoconv.impls.native._forward import Forward
 
@@ -266,6 +265,8 @@ class Toom:
         return window.efficiency * f.taps * prod(f.out_spatial) / done / overhead / halo
 
     def source(self) -> str:
+        from autoconv.impls._winograd import matrices  # writing the C of this one family alone needs them
+
         f, toom = self.forward, matrices(self.parts, self.parts)
         names = self.window.names | {
             "PARTS": self.parts,
