@@ -1,6 +1,6 @@
 """A picture and a table of what `compare.py` wrote.
 
-    python benchmarks/plot.py benchmarks/results/*.json --out docs/benchmarks
+    python benchmarks/plot.py benchmarks/results/{vgg_*,networks,depthwise_large,image}.json --out docs/benchmarks
 
 Per result file one plot, the ratio of every shape to PyTorch and to the best peer, sorted, on a log
 scale, and one Markdown page with all tables.
