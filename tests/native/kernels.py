@@ -45,6 +45,11 @@ OWN: dict[str, str] = {
     "pointwise_heavy": "fprop n2c512 5x4 k520 1x1 corr nhwc",  # filters that outweigh the pixels
     "first_layer_strided": "fprop n2c3 33x35 k16 7x7 p3 s2 corr",
     "volume_of_channels": "fprop n1c5 4x6x7 k6 3x3x3 p1",
+    "volume_image": "fprop n3c1 6x9x21 k2 3x3x3 p1 corr",
+    "volume_image_strided": "fprop n1c2 9x11x34 k3 3x5x4 p1,2,0:3 s2,1,2 f64",
+    "volume_depthwise_vector": "fprop n2c17 5x8x7 k17 3x3x3 p1 g17 corr",
+    "volume_depthwise_strided": "fprop n1c16 11x9x10 k16 5x2x3 p2,0,1 s2 d1,2,1 g16 f64",
+    "volume_depthwise_many": "fprop n1c2 8x40x39 k6 3x3x3 p1 g2",
 }
 
 ALL = {**SMOKE, **EDGE, **NETWORKS, **REGRESSION, **OWN}

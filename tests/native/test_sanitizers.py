@@ -31,6 +31,8 @@ EDGES = (
     "stride_leaves_rest", "stride_skips_pixels", "stride_and_padding", "dilated_strided", "pointwise_strided",
     "depthwise_multiplied", "depthwise_strided", "grouped_unevenly", "many_channels", "batch_of_seven",
     "tile_seams", "five_by_five", "long_filter", "first_layer", "double_strided", "line_strided", "volume_strided",
+    "volume_dilated", "volume_skips_frames", "volume_padded_beyond", "volume_image", "volume_image_strided",
+    "volume_depthwise_vector", "volume_depthwise_strided",
     "images_innermost", "images_innermost_strided", "images_innermost_skipping", "image_of_a_vector_and_one",
     "image_large_filter", "channels_and_one", "tiles_and_one", "depthwise_vector", "depthwise_large",
     "depthwise_larger_than_image", "depthwise_tall",

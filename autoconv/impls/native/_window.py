@@ -1,7 +1,7 @@
 """Geometry of the sliding-window kernel (window.c) that `native.direct`, `native.depthwise` and `native.toom` share.
 
 `Window` takes the taps as they are; `Toom` has a window compute the products of a filter and an image that were
-both cut into interleaved parts (window_toom.c).
+both cut into interleaved parts (window_toom.c). Volumes are in `_volume`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from autoconv.impls.native._c import prelude, template
 from autoconv.impls.native._forward import Forward
 
-__all__ = ["Toom", "Window", "blockings"]
+__all__ = ["STRIP_BYTES", "Toom", "Window", "blockings", "c_text"]
 
 MAX_ROWS = 8  # output rows per block: beyond it the rim's code grows and saves few loads
 STRIP_BYTES = 256 * 1024  # of staged input per task: a part of the second-level cache
@@ -128,7 +128,7 @@ class Window:
 
     @property
     def names(self) -> dict[str, object]:
-        """The constants of window.c and window_run.c."""
+        """The constants of window.c, window_stage.c and window_run.c."""
         f = self.forward
         names: dict[str, object] = {
             "LANES_ARE_CHANNELS": int(self.lanes_are_channels),
@@ -165,7 +165,7 @@ class Window:
 
     def source(self) -> str:
         """The C text: this problem's numbers, then the templates."""
-        return c_text(self, self.names, "window.c", "window_run.c")
+        return c_text(self, self.names, "window.c", "window_stage.c", "window_run.c")
 
     def seconds(self, gflops: float) -> float:
         """A rough time: blocks at `gflops` per thread, staging and output at memory speed."""

@@ -1,9 +1,9 @@
 """`native.depthwise`: one filter per channel, or m filters per channel, generated C.
 
 Source: the sliding window of window.c, which `native.direct` shares.
-Wins:   groups == channels, 3x3 to about 9x9, both memory formats: lanes lie along the image's width, or across
-        neighbouring channels (channels-last without moving data; channels-first by a transposing copy, which pays
-        on narrow images).  Loses: large filters, to `native.fft`.
+Wins:   groups == channels, 3x3 to about 9x9, and volumes, both memory formats: lanes lie along the image's width,
+        or across neighbouring channels (channels-last without moving data; channels-first by a transposing copy,
+        which pays on narrow images).  Loses: large filters, to `native.fft`.
 Error:  as `native.direct`.
 """
 
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from autoconv.impls.native._c import ITEM_BYTES
 from autoconv.impls.native._family import NativeFamily, Tunables
 from autoconv.impls.native._forward import Forward, as_forward
+from autoconv.impls.native._volume import Volume, plane_of
 from autoconv.impls.native._window import Window, blockings
 from autoconv.impls.native.direct import window_of
 from autoconv.spec import ConvSpec, Op
@@ -29,7 +30,7 @@ class Depthwise(NativeFamily):
     name = "native.depthwise"
     version = 2
     ops = frozenset({Op.FPROP, Op.DGRAD})
-    ranks = frozenset({1, 2})
+    ranks = frozenset({1, 2, 3})
 
     def refusal(self, spec: ConvSpec, tunables: Tunables | None) -> str | None:
         if spec.groups != spec.in_channels:
@@ -51,7 +52,7 @@ class Depthwise(NativeFamily):
         forward = as_forward(spec)
         found: list[tuple[float, Tunables]] = []
         for across in (False, True) if spec.out_channels == spec.in_channels else (False,):
-            ranked = blockings(forward, ITEM_BYTES[spec.dtype], vector_bytes, threads, across)
+            ranked = blockings(plane_of(forward), ITEM_BYTES[spec.dtype], vector_bytes, threads, across)
             moving = _moving(spec, forward, across)
             shape = {"across": across, "unrolled": forward.kernel[2] <= UNROLLED_TAPS}
             found += [(speed / moving, shape | block) for speed, block in ranked[:3]]
@@ -78,5 +79,5 @@ def _moving(spec: ConvSpec, forward: Forward, across: bool) -> float:
     return 1 + cycles_per_element / (forward.taps * forward.out_channels / 32)
 
 
-def _window(spec: ConvSpec, tunables: Tunables, threads: int, vector_bytes: int) -> Window:
+def _window(spec: ConvSpec, tunables: Tunables, threads: int, vector_bytes: int) -> Window | Volume:
     return window_of(spec, tunables, tunables["unrolled"], tunables["across"], threads, vector_bytes)

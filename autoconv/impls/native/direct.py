@@ -2,7 +2,8 @@
 
 Source: the loops of Theano's ConvOp (unroll_batch, unroll_kern, unroll_patch), laid out for vector registers
         (window.c).
-Wins:   one to four channels, image filters from 3x3 to about 100x100.  Loses: many channels (gemm, winograd).
+Wins:   one to four channels, image filters from 3x3 to about 100x100, volumes by 3x3x3 and more.
+Loses:  many channels (gemm, winograd).
 Error:  that of a plain sum over channels and taps.
 """
 
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from autoconv.impls.native._c import ITEM_BYTES
 from autoconv.impls.native._family import NativeFamily, Tunables
 from autoconv.impls.native._forward import as_forward
+from autoconv.impls.native._volume import Volume, plane_of
 from autoconv.impls.native._window import Window, blockings
 from autoconv.spec import ConvSpec, Op
 
@@ -28,7 +30,7 @@ class Direct(NativeFamily):
     tags = frozenset({"native", "legacy"})
     version = 2
     ops = frozenset({Op.FPROP, Op.DGRAD})
-    ranks = frozenset({1, 2})
+    ranks = frozenset({1, 2, 3})
 
     def refusal(self, spec: ConvSpec, tunables: Tunables | None) -> str | None:
         if spec.op == "dgrad" and set(spec.stride) != {1}:
@@ -45,7 +47,7 @@ class Direct(NativeFamily):
         return None
 
     def tunables(self, spec: ConvSpec, threads: int, vector_bytes: int) -> Sequence[Tunables]:
-        forward, itemsize = as_forward(spec), ITEM_BYTES[spec.dtype]
+        forward, itemsize = plane_of(as_forward(spec)), ITEM_BYTES[spec.dtype]
         unroll = forward.kernel[2] <= UNROLLED_TAPS
         ranked = blockings(forward, itemsize, vector_bytes, threads)
         chosen = [
@@ -72,10 +74,14 @@ class Direct(NativeFamily):
         return _window(spec, tunables, threads, vector_bytes).seconds(90.0)
 
 
-def window_of(spec: ConvSpec, block: Tunables, unrolled: bool, across: bool, threads: int, vector_bytes: int) -> Window:
+def window_of(
+    spec: ConvSpec, block: Tunables, unrolled: bool, across: bool, threads: int, vector_bytes: int
+) -> Window | Volume:
     """The kernel of a register block: images, filters, rows, columns."""
-    return Window(
-        forward=as_forward(spec),
+    forward = as_forward(spec)
+    plane = plane_of(forward)
+    window = Window(
+        forward=plane,
         itemsize=ITEM_BYTES[spec.dtype],
         vector_bytes=vector_bytes,
         threads=threads,
@@ -83,8 +89,9 @@ def window_of(spec: ConvSpec, block: Tunables, unrolled: bool, across: bool, thr
         unroll_taps=unrolled,
         **{name: block[name] for name in ("images", "filters", "rows", "columns")},
     )
+    return window if plane is forward else Volume(forward, window)
 
 
-def _window(spec: ConvSpec, tunables: Tunables, threads: int, vector_bytes: int) -> Window:
+def _window(spec: ConvSpec, tunables: Tunables, threads: int, vector_bytes: int) -> Window | Volume:
     block = tunables | {"images": tunables["unroll_batch"], "filters": tunables["unroll_kern"]}
     return window_of(spec, block, tunables["unroll_patch"], False, threads, vector_bytes)
