@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["SqlStore"]
 
 RETRY_S = 30.0  # after a failure, this long without another try: a locked file costs ten seconds each time
+MOVES = 2  # times that the file may be replaced under one attempt
 
 T = TypeVar("T")
 
@@ -233,19 +234,28 @@ class SqlStore:
         if time.monotonic() < self._quiet_until[what]:
             return default
         try:
-            try:
-                result = work()
-            except Exception as error:
-                if self.path is None or trouble_of(error) is not Trouble.CORRUPT:
-                    raise
-                self._set_aside(self.path)
-                result = work()
+            result = self._insist(work)
         except Exception as error:  # whatever keeps us from remembering must not stop a convolution; the warning tells
             if what == "written" or not isinstance(error, FileNotFoundError):  # reading: nothing was remembered yet
                 self._report(what, error)
             return default
         self._trouble.pop(what, None)
         return result
+
+    def _insist(self, work: Callable[[], T]) -> T:
+        """`work()`, again after a damaged file was set aside, by this process or, in the middle of it, by another."""
+        for _ in range(MOVES):
+            file = _identity(self.path)
+            try:
+                return work()
+            except Exception as error:
+                if self.path is None:
+                    raise
+                if trouble_of(error) is Trouble.CORRUPT:
+                    self._set_aside(self.path)
+                elif _identity(self.path) == file:
+                    raise
+        return work()
 
     def _set_aside(self, path: Path) -> None:
         from autoconv.cache.rescue import set_aside
@@ -296,6 +306,15 @@ class SqlStore:
 
     def __repr__(self) -> str:
         return f"<SqlStore {self._shown()}>"
+
+
+def _identity(path: Path | None) -> tuple[int, int] | None:
+    """Which file is there, if one is."""
+    try:
+        facts = path.stat() if path is not None else None
+    except OSError:
+        return None
+    return None if facts is None else (facts.st_dev, facts.st_ino)
 
 
 def _warn(message: str) -> None:

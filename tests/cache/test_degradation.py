@@ -262,3 +262,23 @@ def test_a_missing_library_is_no_error(path: Path, monkeypatch: pytest.MonkeyPat
     with one_warning("No module named 'sqlalchemy'"):
         store.add([candidate("a.b")])
     assert store.rows(SPEC, DEVICE) == [row(), candidate("a.b")]
+
+
+def test_a_file_that_another_process_replaces_under_a_write_is_tried_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    store = open_store(str(path))
+    assert isinstance(store, SqlStore)
+    write, tries = store._opened().write, []
+
+    def replaced(work: object) -> object:
+        tries.append(work)
+        if len(tries) == 1:  # what SQLite says of a file that was renamed since it was opened
+            path.rename(path.with_name("elsewhere"))
+            raise sqlite3.OperationalError("attempt to write a readonly database")
+        return write(work)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(store._opened(), "write", replaced)
+    store.add([candidate("a.late")])
+    assert [str(each.choice) for each in open_store(str(path)).rows(SPEC, DEVICE)] == ["a.late"]
+    assert not recwarn.list
