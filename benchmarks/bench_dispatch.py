@@ -160,6 +160,7 @@ def start_up(rounds: int = 9) -> dict[str, Any]:
     """Medians over fresh processes: imports, and the first call whose decision is already stored."""
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, "AUTOCONV_CACHE": str(Path(folder) / "store.sqlite")}
+        environment["AUTOCONV_NATIVE"] = str(Path(folder) / "native")  # the first call looks through its names
         # as installed packages are: byte-compiled, which the first process sees to
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
         environment["PYTHONPYCACHEPREFIX"] = str(Path(folder) / "bytecode")
