@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from autoconv import arrays, options
+from autoconv import arrays, calling, options
 from autoconv.arrays import Array
 from autoconv.errors import InvalidSpec, InvalidType
 from autoconv.registry import default_registry
 
-__all__ = ["operand", "per_axis", "pinned", "say"]
+__all__ = ["check_shapes", "operand", "per_axis", "pinned", "say"]
 
 
 @contextmanager
@@ -48,6 +48,14 @@ def operand(value: Any, name: str, axes: str) -> Array:
     if array.ndim != count:
         raise InvalidType(f"{name} needs {count} dimensions ({axes}), got {array.ndim}: shape {array.shape}")
     return array
+
+
+def check_shapes(input: Any, filters: Any, image_shape: Any, filter_shape: Any) -> None:
+    """Raise unless the declared shapes, where they are, agree with the arrays."""
+    if image_shape is not None:
+        calling.check_declared("image_shape", image_shape, "input", input)
+    if filter_shape is not None:
+        calling.check_declared("filter_shape", filter_shape, "filters", filters)
 
 
 def per_axis(value: Any, name: str, count: int, least: int = 1) -> tuple[int, ...]:

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from autoconv import calling, convolving
+from autoconv import convolving
 from autoconv.arrays import Array
-from autoconv.compat.theano._pins import operand, per_axis, pinned
+from autoconv.compat.theano._pins import check_shapes, operand, per_axis, pinned
 from autoconv.compat.theano.conv3d import FILTERS, VOLUMES, filter_gradient, transposed
 from autoconv.errors import InvalidSpec
 
@@ -51,7 +51,7 @@ def conv2d_fft(
     """
     operand(input, "input", "batch, channels, rows, columns")
     operand(filters, "filters", "filters, channels, rows, columns")
-    _check_declared(input, filters, image_shape, filter_shape)
+    check_shapes(input, filters, image_shape, filter_shape)
     return _by_fft("conv2d_fft", convolving.conv2d, input, filters, border_mode, pad_last_dim)
 
 
@@ -69,7 +69,7 @@ def conv3d_fft(
     """
     operand(input, "input", "batch, channels, rows, columns, time")
     operand(filters, "filters", "filters, channels, rows, columns, time")
-    _check_declared(input, filters, image_shape, filter_shape)
+    check_shapes(input, filters, image_shape, filter_shape)
     return _by_fft("conv3d_fft", convolving.conv3d, input, filters, border_mode, pad_last_dim)
 
 
@@ -115,13 +115,6 @@ def _by_fft(
     with pinned(caller, ALGORITHM):
         result = convolve(_padded(input, -1, pad_last_dim), filters, border_mode=border_mode)
     return np.ascontiguousarray(result[..., :-1]) if pad_last_dim else result
-
-
-def _check_declared(input: Any, filters: Any, image_shape: Any, filter_shape: Any) -> None:
-    if image_shape is not None:
-        calling.check_declared("image_shape", image_shape, "input", input)
-    if filter_shape is not None:
-        calling.check_declared("filter_shape", filter_shape, "filters", filters)
 
 
 def _check_even(what: str, size: int, padded: bool) -> None:

@@ -6,8 +6,10 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from autoconv import arrays, calling, convolving, dispatch, options
-from autoconv.compat.theano._pins import operand, per_axis
+import numpy as np
+
+from autoconv import arrays, convolving, dispatch, options
+from autoconv.compat.theano._pins import check_shapes, operand, per_axis
 from autoconv.device import Device, cpu
 from autoconv.errors import InvalidSpec
 from autoconv.evidence import Choice, Config
@@ -65,16 +67,14 @@ def conv2d(
     """
     x = operand(input, "input", "batch, channels, rows, columns")
     w = operand(filters, "filters", "filters, channels, rows, columns")
-    for name, declared, array in (("image_shape", image_shape, x), ("filter_shape", filter_shape, w)):
-        if declared is not None:
-            calling.check_declared(name, declared, name.removesuffix("_shape"), array)
+    check_shapes(x, w, image_shape, filter_shape)
     if isinstance(version, str) and version != "no_fft":
         raise InvalidSpec(f"version must be an integer or 'no_fft', got {version!r}")
     wanted = {"unroll_batch": unroll_batch, "unroll_kern": unroll_kern, "unroll_patch": unroll_patch}
     if openmp is not None or any(value is not None for value in wanted.values()):
         spec = ConvSpec.fprop(
             x.shape, w.shape, padding=border_mode, stride=per_axis(subsample, "subsample", 2),
-            layout=arrays.memory_layout(x), dtype=_common(x, w),
+            layout=arrays.memory_layout(x), dtype=np.result_type(x.dtype, w.dtype),
         )  # fmt: skip
         device = cpu(options.current_scope().settings.threads)
         choice = _generated(spec, device, wanted, openmp)
@@ -85,12 +85,6 @@ def conv2d(
     current = options.current_scope().settings.exclude
     with options.settings(exclude=(*current, "fft")):
         return convolving.conv2d(input, filters, border_mode=border_mode, subsample=subsample)
-
-
-def _common(x: arrays.Array, w: arrays.Array) -> Any:
-    import numpy as np
-
-    return np.result_type(x.dtype, w.dtype)
 
 
 def _generated(spec: ConvSpec, device: Device, wanted: dict[str, Any], openmp: bool | None) -> Choice | None:
