@@ -6,6 +6,9 @@
 Every engine lives in a process of its own and only one is active at a time; they take turns, in a
 new random order each round, and rest in between so that no pool spins into the next one's turn. A
 ratio is the peer's median time over autoconv's in the same run, the better memory format of each.
+
+Shapes that the `--json` file holds already are not raced again, and `--seconds` ends the run after the shape in
+which so much time has passed (exit status 3), so that a machine that has other work can be measured in pieces.
 """
 
 from __future__ import annotations
@@ -191,7 +194,9 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="only every n-th shape")
     parser.add_argument("--tune-s", type=float, default=12.0, help="autoconv's tuning budget per shape")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long; run again to go on")
     options = parser.parse_args()
+    started = time.monotonic()
 
     environment = {**os.environ, "BENCH_TUNE_S": str(options.tune_s), "BENCH_THREADS": str(cpu().threads)}
     environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), environment.get("PYTHONPATH", "")])
@@ -199,31 +204,47 @@ def main() -> None:
         environment["AUTOCONV_EXCLUDE"] = "torch.conv,onnxruntime.conv,onednn.conv"
         environment["BENCH_CORE"] = "1"
     shapes = [shape for path in options.shapes for shape in read_shapes(path)][:: options.every]
-    records = []
+    shapes = [(name, replace(spec, op=Op(options.op))) for name, spec in shapes]
+    records = _recorded(options.json, shapes)
+    known = {record["name"] for record in records}
+    left = [(name, spec) for name, spec in shapes if name not in known]
     with tempfile.TemporaryDirectory() as folder:
-        workers = [Worker(name, environment) for name in options.engines.split(",")]
-        for name, spec in shapes:
-            record = race(
-                workers, name, replace(spec, op=Op(options.op)), options.varying, options.rounds, Path(folder)
-            )
+        workers = [Worker(name, environment) for name in options.engines.split(",")] if left else []
+        while left and time.monotonic() - started < options.seconds:
+            name, spec = left.pop(0)
+            record = race(workers, name, spec, options.varying, options.rounds, Path(folder))
             records.append(record)
             ours = best(record, FORMATS["autoconv"])
             shown = "  ".join(f"{peer} {middle:.2f}" for peer, (middle, _, _) in ratios(record).items())
             label = record["engines"].get("autoconv", {}).get("label", "")
             print(f"{name:<44} {(median(ours) if ours else 0) * 1e3:9.3f} ms  {shown}  [{label}]", flush=True)
+            if options.json:
+                _write(options, records)
         for worker in workers:
             worker.close()
-    totals = summary(records)
-    print(json.dumps(totals, indent=2))
-    if options.json:
-        facts = {
-            "device": cpu().fingerprint,
-            "python": sys.version.split()[0],
-            "numpy": np.__version__,
-            "command": " ".join(["python", *sys.argv]),
-            "rounds": options.rounds,
-        }
-        options.json.write_text(json.dumps({**facts, "summary": totals, "records": records}, indent=1))
+    print(json.dumps(summary(records), indent=2))
+    sys.exit(3 if left else 0)
+
+
+def _recorded(path: Path | None, shapes: list[tuple[str, ConvSpec]]) -> list[dict[str, Any]]:
+    """The records of `shapes` that a file holds already, in the order of the list."""
+    if path is None or not path.exists():
+        return []
+    found = {(record["name"], record["spec"]): record for record in json.loads(path.read_text())["records"]}
+    return [found[name, str(spec)] for name, spec in shapes if (name, str(spec)) in found]
+
+
+def _write(options: argparse.Namespace, records: list[dict[str, Any]]) -> None:
+    facts = {
+        "device": cpu().fingerprint,
+        "python": sys.version.split()[0],
+        "numpy": np.__version__,
+        "command": " ".join(["python", *sys.argv]),
+        "rounds": options.rounds,
+    }
+    whole = options.json.with_suffix(".new")
+    whole.write_text(json.dumps({**facts, "summary": summary(records), "records": records}, indent=1))
+    whole.replace(options.json)
 
 
 if __name__ == "__main__":
