@@ -43,7 +43,7 @@ def implementations() -> list[ImplementationRecord]:
                 ranks=tuple(sorted(one.ranks)),
                 dtypes=tuple(sorted(one.dtypes)),
                 layouts=tuple(sorted(one.layouts)),
-                tags=tuple(sorted(one.tags)),
+                tags=tuple(sorted(one.tags | one.config_tags)),
                 deterministic=one.deterministic,
                 strict_nan=one.strict_nan,
                 available=reason is None,

@@ -35,6 +35,8 @@ Value: TypeAlias = int | str | bool
 TIE_GAP = 0.02  # medians closer than this are a tie: below what one machine reproduces from day to day
 WIDEST_TIE = 0.05  # medians further apart than this are no tie, however wide noise has made the interval
 CONFIDENCE = 0.95  # of the interval of a ratio
+COARSE = {"tf32": 1e-3}
+"""Tags of arithmetic that shortens the operands, and the `max_rel_error` from which on it is admitted."""
 USABLE = frozenset({"ok", "partial", "suspect"})
 """Statuses whose time may rank. The others: skipped, wrong, failed, crashed, timeout, oom."""
 
@@ -217,16 +219,26 @@ class Limits:
     exclude: tuple[str, ...] = ()
     prefer: tuple[str, ...] = ()
 
-    def forbids(self, names: Sequence[str], tags: Iterable[str]) -> str | None:
-        """Why `require` and `exclude` rule out a candidate with these ids (its own first) and tags."""
+    def forbids(self, names: Sequence[str], tags: Iterable[str], perhaps: Iterable[str] = ()) -> str | None:
+        """Why `require` and `exclude` rule out a candidate with these ids (its own first) and tags.
+
+        `perhaps` are tags that only some of its configs have: they may be what is required.
+        """
         words = {*names, *tags}
         for name in names:
             words.add(name.partition(".")[0])
         hit = next((word for word in self.exclude if word in words), None)
         if hit:
             return f"excluded by settings(exclude={hit!r})"
-        if self.require and not words.intersection(self.require):
+        if self.require and not words.union(perhaps).intersection(self.require):
             return f"not among settings(require={self.require!r})"
+        return None
+
+    def too_coarse(self, tags: Iterable[str]) -> str | None:
+        """Why arithmetic with these tags is not admitted, whatever error was seen on the numbers it was tried with."""
+        for tag in tags:
+            if tag in COARSE and self.max_rel_error is not None and self.max_rel_error < COARSE[tag]:
+                return f"rounds operands to {tag}, max_rel_error {self.max_rel_error:.1e} is below {COARSE[tag]:.0e}"
         return None
 
     def refuses(self, row: Measurement) -> str | None:
@@ -235,6 +247,8 @@ class Limits:
             return f"needs {row.workspace_bytes} bytes of workspace, max_workspace is {self.max_workspace}"
         if self.max_rel_error is not None and row.error is not None and row.error > self.max_rel_error:
             return f"error {row.error:.1e} is above max_rel_error {self.max_rel_error:.1e}"
+        if coarse := self.too_coarse(row.tags):
+            return coarse
         if self.deterministic and not row.deterministic:
             return "not deterministic, and settings(deterministic=True)"
         if self.strict_nan and not row.strict_nan:

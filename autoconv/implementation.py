@@ -19,9 +19,18 @@ from autoconv.evidence import Choice, Config
 from autoconv.planning import BoundRunner, Runner
 from autoconv.spec import ConvSpec, Op
 
-__all__ = ["ALL_OPS", "BoundRunner", "Built", "Context", "Implementation", "Runner", "first_refusal"]
+__all__ = ["ALL_OPS", "BoundRunner", "Built", "Context", "Implementation", "Runner", "Traits", "first_refusal"]
 
 ALL_OPS = frozenset(Op)
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What holds for the results of one config: the words it goes by, and what it promises."""
+
+    tags: frozenset[str]
+    deterministic: bool
+    strict_nan: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +66,9 @@ class Implementation(ABC):
     `tags` are words for `require` and `exclude` beside the id and its provider. `runtime` names the
     thread pool that works for it, so that pools are kept apart while timing. `strict_nan` says that
     NaN and infinity in the operands reach exactly the results that the direct sum gives them to
-    (where padding meets a non-finite filter value the result is unspecified).
+    (where padding meets a non-finite filter value the result is unspecified). Where configs differ in
+    these, the attributes state the best of them, `traits` each, and `config_tags` the words of some only.
+    `capturable` says that a GPU's stream may be captured into a graph while it runs.
     """
 
     name: ClassVar[str]
@@ -68,10 +79,12 @@ class Implementation(ABC):
     layouts: ClassVar[frozenset[str]] = frozenset({"nchw", "nhwc"})
     devices: ClassVar[frozenset[str]] = frozenset({"cpu"})
     tags: ClassVar[frozenset[str]] = frozenset()
+    config_tags: ClassVar[frozenset[str]] = frozenset()
     runtime: ClassVar[str] = "none"
     compiled: ClassVar[bool] = False  # preparing a config for the first time takes a compiler about a second
     deterministic: ClassVar[bool] = True
     strict_nan: ClassVar[bool] = True
+    capturable: ClassVar[bool] = True
 
     def why_not(self, spec: ConvSpec, device: Device, config: Config | None = None) -> str | None:
         """None when this can compute `spec` (with `config`), else a sentence with what failed."""
@@ -97,6 +110,10 @@ class Implementation(ABC):
     def configs(self, spec: ConvSpec, device: Device) -> Sequence[Config]:
         """Tunables worth racing, the most promising first; each is a candidate."""
         return (Config(),)
+
+    def traits(self, config: Config) -> Traits:
+        """Tags and promises of `config`: the class's, unless configs differ."""
+        return Traits(self.tags, self.deterministic, self.strict_nan)
 
     def workspace_bytes(self, spec: ConvSpec, device: Device, config: Config) -> int:
         """Bytes of scratch one call takes beyond operands and result, a child's not counted."""

@@ -97,7 +97,7 @@ class Registry:
         plain = {word for name in self._table for word in (name, name.partition(".")[0])}
         if plain.issuperset(words):
             return
-        known = {word for one in self for word in (one.name, one.name.partition(".")[0], *one.tags)}
+        known = {word for one in self for word in (one.name, one.name.partition(".")[0], *one.tags, *one.config_tags)}
         for word in words:
             if word not in known:
                 raise RegistryError(f"{setting}: {self._unknown(word, known)}")
@@ -134,13 +134,13 @@ class Registry:
                     accepted.append(Candidate(one, config, self.estimate_s(one, spec, device, config, may_compile)))
                 else:
                     refusals[f"{one.name}[{config}]" if config else one.name] = reason
-        accepted.sort(key=lambda c: (limits.preference(c.choice, c.implementation.tags), c.estimate_s))
+        accepted.sort(key=lambda c: (limits.preference(c.choice, c.implementation.traits(c.config).tags), c.estimate_s))
         return accepted, refusals
 
     def _refusal(self, one: Implementation, spec: ConvSpec, device: Device, limits: Limits) -> str | None:
         """Why an implementation is out whatever its config; an applicability check that raises declines itself."""
         try:
-            reason = limits.forbids((one.name,), one.tags) or one.why_not(spec, device)
+            reason = limits.forbids((one.name,), one.tags, one.config_tags) or one.why_not(spec, device)
         except Exception as error:  # an outsider's bug must not stop the others; the reason keeps it visible
             return f"its own check failed: {type(error).__name__}: {error}"
         if reason is not None:
@@ -207,15 +207,16 @@ class Registry:
 
         runner = one.prepare(spec, choice.config, Context(device, build_child, may_compile))
         lower_built = child[0] if child else None
+        traits = one.traits(choice.config)
         return Built(
             spec=spec,
             choice=Choice(one.name, one.version, choice.config, lower_built.choice if lower_built else None),
             runner=runner,
             workspace_bytes=one.workspace_bytes(spec, device, choice.config)
             + (lower_built.workspace_bytes if lower_built else 0),
-            deterministic=one.deterministic and (lower_built is None or lower_built.deterministic),
-            strict_nan=one.strict_nan and (lower_built is None or lower_built.strict_nan),
-            tags=tuple(sorted({*one.tags, *(lower_built.tags if lower_built else ())})),
+            deterministic=traits.deterministic and (lower_built is None or lower_built.deterministic),
+            strict_nan=traits.strict_nan and (lower_built is None or lower_built.strict_nan),
+            tags=tuple(sorted({*traits.tags, *(lower_built.tags if lower_built else ())})),
         )
 
     def environment(self, choice: Choice) -> dict[str, str]:
@@ -281,6 +282,14 @@ def _config_refusal(
     needed = one.workspace_bytes(spec, device, config)
     if limits.max_workspace is not None and needed > limits.max_workspace:
         return f"needs {needed} bytes of workspace, max_workspace is {limits.max_workspace}"
+    traits = one.traits(config)
+    reason = limits.forbids((one.name,), traits.tags) or limits.too_coarse(traits.tags)
+    if reason is not None:
+        return reason
+    if limits.strict_nan and not traits.strict_nan:
+        return "does not carry NaN and infinity like the direct sum, and settings(strict_nan=True)"
+    if limits.deterministic and not traits.deterministic:
+        return "not deterministic, and settings(deterministic=True)"
     missing = [name for name in one.libraries(config) if name not in sys.modules]
     if missing and not load_libraries:
         return f"would import {', '.join(missing)}: raced by `autoconv tune`, not inside a call"

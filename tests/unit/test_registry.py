@@ -14,7 +14,7 @@ import pytest
 from autoconv.device import Device, cpu
 from autoconv.errors import NoImplementation, RegistryError
 from autoconv.evidence import Choice, Config, Limits
-from autoconv.implementation import Built, Context, Implementation
+from autoconv.implementation import Built, Context, Implementation, Traits
 from autoconv.impls import BUILTIN
 from autoconv.impls.cpu.direct import Direct
 from autoconv.planning import Runner
@@ -49,6 +49,21 @@ class Tuned(Direct):
 
     def libraries(self, config: Config) -> tuple[str, ...]:
         return ("a_library_nobody_has",) if config["tile"] == 4 else ()
+
+
+class Coarse(Direct):
+    """Two ways of multiplying, the second with shortened operands."""
+
+    name = "test.coarse"
+    tags = frozenset({"gemm"})
+    config_tags = frozenset({"tf32"})
+
+    def configs(self, spec: ConvSpec, device: Device) -> Sequence[Config]:
+        return (Config(short=False), Config(short=True))
+
+    def traits(self, config: Config) -> Traits:
+        short = bool(config["short"])
+        return Traits(self.tags | (self.config_tags if short else frozenset()), not short, not short)
 
 
 class Lowering(Implementation):
@@ -288,6 +303,41 @@ def test_limits_leave_out(limits: Limits, names: set[str]) -> None:
     assert {c.implementation.name for c in accepted} == names
     assert set(refusals) == {"numpy.direct", "test.quick", "test.shaky"} - names
     assert all(" " in reason for reason in refusals.values())
+
+
+@pytest.mark.parametrize(
+    ("limits", "short"),
+    [
+        (FREE, [False, True]),
+        (Limits(max_rel_error=1e-2), [False, True]),
+        (Limits(max_rel_error=1e-4), [False]),
+        (Limits(deterministic=True), [False]),
+        (Limits(strict_nan=True), [False]),
+        (Limits(exclude=("tf32",)), [False]),
+        (Limits(exclude=("gemm",)), []),
+        (Limits(require=("tf32",)), [True]),
+        (Limits(require=("gemm",)), [False, True]),
+        (Limits(require=("fft",)), []),
+    ],
+    ids=str,
+)
+def test_limits_look_at_each_config(limits: Limits, short: list[bool]) -> None:
+    registry = Registry()
+    registry.register(Coarse())
+    accepted, refusals = registry.candidates(SPEC, cpu(), limits)
+    assert sorted(bool(one.config["short"]) for one in accepted) == short
+    assert len(accepted) + len(refusals) >= 1
+    registry.check_words("require", ["tf32"])
+
+
+def test_a_choice_made_ready_has_the_traits_of_its_config() -> None:
+    registry = Registry()
+    registry.register(Coarse())
+    exact, short = (
+        registry.build(SPEC, cpu(), Choice("test.coarse", 1, config)) for config in Coarse().configs(SPEC, cpu())
+    )
+    assert (exact.tags, exact.deterministic, exact.strict_nan) == (("gemm",), True, True)
+    assert (short.tags, short.deterministic, short.strict_nan) == (("gemm", "tf32"), False, False)
 
 
 def test_preference_orders_what_is_untuned() -> None:

@@ -62,7 +62,7 @@ def theano_flags(flags: str) -> options.settings:
         _need_cudnn()
     if "fft" not in including:
         excluding.add("fft")
-    tagged = {word for one in default_registry() for word in (one.name.partition(".")[0], *one.tags)}
+    tagged = {word for one in default_registry() for word in (one.name.partition(".")[0], *one.tags, *one.config_tags)}
     changes: dict[str, object] = {
         "on_miss": "tune" if META in including and META not in excluding else "heuristic",
         "prefer": tuple(word for word in PRECEDENCE if word in tagged and word not in excluding),
