@@ -21,7 +21,7 @@ from autoconv.planning import Workspace
 from autoconv.registry import Candidate, Registry
 from autoconv.spec import ConvSpec, Op
 from autoconv.tuner.containment import Allowance, Box, Trial, Unfit, cannot_contain
-from autoconv.tuner.timing import HOPELESS, Contestant, Timer, spread_of
+from autoconv.tuner.timing import HOPELESS, Contestant, Timer, clocked, spread_of
 from autoconv.tuner.verify import Judge, Verdict
 
 __all__ = ["Entrant", "Stand", "Terms", "placed"]
@@ -150,7 +150,7 @@ class Stand:
         if not terms.patient and not self._box.is_ready(choice):
             return Trial("partial", "its library was still being loaded into the process of its first run")
         declared = one.workspace_bytes(self._spec, self._device, choice.config)
-        tags = one.tags
+        tags = one.traits(choice.config).tags
         if child is not None:
             declared, tags = declared + child.workspace_bytes, tags.union(child.tags)
         try:
@@ -180,7 +180,7 @@ class Stand:
             return
         contestant = Contestant(
             str(built.choice),
-            call=lambda: run(self._out, self._workspace),
+            sample=clocked(lambda: run(self._out, self._workspace), clock),
             runtimes=self._runtimes(built.choice),
             allowed=self._limits.refuses(self.row(entrant)) is None,
         )
@@ -189,9 +189,7 @@ class Stand:
             entrant.contestant = contestant
             return
         self._out[...] = np.nan
-        started = clock()
-        contestant.call()  # in the memory it will be used with: also the warm-up
-        seconds = clock() - started
+        seconds = contestant.sample(1)  # in the memory it will be used with: also the warm-up
         _, fault = self._judge.values(self._out, built.tags)
         if fault:
             entrant.status, entrant.reason = "wrong", f"right among guards, but then: {fault}"
@@ -211,7 +209,8 @@ class Stand:
 
     def row(self, entrant: Entrant, samples: Sequence[float] = (), median_s: float | None = None) -> Measurement:
         """What is remembered of an entrant."""
-        one, built = entrant.candidate.implementation, entrant.built
+        built = entrant.built
+        traits = entrant.candidate.implementation.traits(entrant.choice.config)
         known: dict[str, Any] = {}
         if built is not None:
             known = {"workspace_bytes": built.workspace_bytes + entrant.extra_bytes, "tags": built.tags}
@@ -225,8 +224,8 @@ class Stand:
             spread=spread_of(samples),
             samples=tuple(samples),
             error=entrant.error,
-            deterministic=one.deterministic if built is None else built.deterministic,
-            strict_nan=one.strict_nan if built is None else built.strict_nan,
+            deterministic=traits.deterministic if built is None else built.deterministic,
+            strict_nan=traits.strict_nan if built is None else built.strict_nan,
             reason="; ".join(filter(None, (entrant.reason, _greed(entrant)))),
             race=self._race,
             measured_at=self._stamp,

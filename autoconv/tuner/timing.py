@@ -5,8 +5,12 @@ the ratio of two contestants within a round is free of it. Who is hopeless leave
 is slower beyond doubt (`evidence.ratio_interval`) leaves as soon as that shows, and the race ends when the
 best is separated from, or tied with, all that are left.
 
+A contestant says itself how long so many of its calls take: by this process's clock, by a worker's, or by events of a
+device.
+
 Thread pools disturb one another: a pool that has just worked spins for a while. So contestants of one
-runtime follow one another within a round, and a change of runtime waits until nothing spins any more.
+runtime follow one another within a round. Then its worker is told to rest, or, where it works in this process, a
+change of runtime waits until nothing spins any more.
 """
 
 from __future__ import annotations
@@ -20,7 +24,17 @@ from statistics import median, quantiles
 
 from autoconv.evidence import TIE_GAP, Choice, Measurement, ratio_interval
 
-__all__ = ["HOPELESS", "MAX_ROUNDS", "Contestant", "Finish", "Timer", "needed_s", "spread_of", "spread_of_best"]
+__all__ = [
+    "HOPELESS",
+    "MAX_ROUNDS",
+    "Contestant",
+    "Finish",
+    "Timer",
+    "clocked",
+    "needed_s",
+    "spread_of",
+    "spread_of_best",
+]
 
 MIN_SAMPLE_S = 1e-3  # 2e4 times what one perf_counter call costs
 FINAL_SAMPLE_S = 5e-3  # of those still in after `MIN_ROUNDS`, few by then: longer than a scheduler's slice
@@ -44,13 +58,18 @@ RETAKES = 3  # samples that are not positive finite numbers: the clock stepped
 class Contestant:
     """One candidate in a race. `samples[i]` is its time in round i; who has left has a shorter list.
 
-    `allowed` says that it may win under the caller's limits: only such ones are measured against.
+    `sample` makes so many calls and gives the seconds that they took together (`clocked`, where they are made in this
+    process). `most_loops` is 1 where each call must be prepared for. `rest` lets the process that makes the calls stand
+    still until the next; None: it is this one, whose pools must be waited for. `allowed` says that it may win under the
+    caller's limits: only such ones are measured against.
     """
 
     name: str
-    call: Callable[[], None]
+    sample: Callable[[int], float]
     runtimes: tuple[str, ...] = ()
     allowed: bool = True
+    most_loops: int = MAX_LOOPS
+    rest: Callable[[], None] | None = None
     loops: int = 1
     samples: list[float] = field(default_factory=list)
     left: str = ""  # why it takes no further part
@@ -82,6 +101,18 @@ def needed_s(contestants: Sequence[Contestant]) -> float:
     return (MIN_ROUNDS - 1) * (sum(samples_s) + min(samples_s)) + TRIAL_SAMPLES * min(samples_s)
 
 
+def clocked(call: Callable[[], None], clock: Callable[[], float]) -> Callable[[int], float]:
+    """A `Contestant.sample` of calls in this process."""
+
+    def sample(loops: int) -> float:
+        started = clock()
+        for _ in range(loops):
+            call()
+        return clock() - started
+
+    return sample
+
+
 class ClockError(Exception):
     """The clock gave no positive finite duration, repeatedly."""
 
@@ -100,7 +131,7 @@ class Timer:
         self._sleep = sleep
         self._processor = processor
         self._rng = rng
-        self._last_runtimes: tuple[str, ...] = ()
+        self._last: Contestant | None = None
 
     def first_sample(self, contestant: Contestant, best_s: float | None) -> None:
         """Round 0: choose the loop count and take the sample; who is hopeless beside `best_s` leaves."""
@@ -152,12 +183,12 @@ class Timer:
                 rounds += 1
                 if rounds == MIN_ROUNDS:
                     for one in running:
-                        one.loops = max(one.loops, min(MAX_LOOPS, ceil(FINAL_SAMPLE_S / one.median_s)))
+                        one.loops = max(one.loops, min(one.most_loops, ceil(FINAL_SAMPLE_S / one.median_s)))
 
     def _order(self, running: Sequence[Contestant]) -> list[Contestant]:
-        groups: dict[tuple[str, ...], list[Contestant]] = {}
+        groups: dict[tuple[bool, tuple[str, ...]], list[Contestant]] = {}
         for one in running:
-            groups.setdefault(one.runtimes, []).append(one)
+            groups.setdefault(_turn(one), []).append(one)
         order = list(groups.values())
         self._rng.shuffle(order)
         for group in order:
@@ -165,14 +196,21 @@ class Timer:
         return [one for group in order for one in group]
 
     def _settle(self, contestant: Contestant) -> None:
-        """Before another runtime's turn, wait until the last one's pool has stopped spinning."""
-        if self._last_runtimes and self._last_runtimes != contestant.runtimes:
-            for _ in range(MAX_SETTLE_STEPS):
-                before = self._processor()
-                self._sleep(SETTLE_S)
-                if self._processor() - before < SETTLED_SHARE * SETTLE_S:
-                    break
-        self._last_runtimes = contestant.runtimes
+        """Before another runtime's turn, let the last one's worker rest, or wait until its pools have gone to sleep."""
+        last, self._last = self._last, contestant
+        if last is None or _turn(last) == _turn(contestant):
+            return
+        if last.rest is not None:
+            last.rest()
+        elif last.runtimes:
+            self._wait_for_pools()
+
+    def _wait_for_pools(self) -> None:
+        for _ in range(MAX_SETTLE_STEPS):
+            before = self._processor()
+            self._sleep(SETTLE_S)
+            if self._processor() - before < SETTLED_SHARE * SETTLE_S:
+                return
 
     def _calibrate(self, contestant: Contestant) -> float:
         """Seconds per call, with a loop count at which a sample lasts `MIN_SAMPLE_S`."""
@@ -186,24 +224,26 @@ class Timer:
                 if sample_s >= MIN_SAMPLE_S:
                     return sample_s
                 elapsed = sample_s
-            if contestant.loops >= MAX_LOOPS:
+            if contestant.loops >= contestant.most_loops:
                 return sample_s
             wanted = ceil(1.2 * MIN_SAMPLE_S * contestant.loops / elapsed)
-            contestant.loops = min(MAX_LOOPS, 100 * contestant.loops, max(2 * contestant.loops, wanted))
+            contestant.loops = min(contestant.most_loops, 100 * contestant.loops, max(2 * contestant.loops, wanted))
 
     def _sample(self, contestant: Contestant) -> float:
         """Seconds per call over one loop; a duration that cannot be is taken again."""
-        call, loops = contestant.call, contestant.loops
+        loops = contestant.loops
         for _ in range(RETAKES):
             if loops >= WARM_LOOPS or (contestant.samples and contestant.samples[0] < WARM_BELOW_S):
-                call()
-            started = self.clock()
-            for _ in range(loops):
-                call()
-            elapsed = self.clock() - started
+                contestant.sample(1)
+            elapsed = contestant.sample(loops)
             if isfinite(elapsed) and elapsed > 0:
                 return elapsed / loops
         raise ClockError(f"the clock gave {elapsed} s for {loops} calls, {RETAKES} times in a row")
+
+
+def _turn(one: Contestant) -> tuple[bool, tuple[str, ...]]:
+    """What those have in common who follow one another within a round."""
+    return one.rest is not None, one.runtimes
 
 
 def _settled(best: Contestant, running: Sequence[Contestant]) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from autoconv.tuner.timing import Contestant, Finish, Timer, spread_of
+from autoconv.tuner.timing import MAX_LOOPS, Contestant, Finish, Timer, clocked, spread_of
 from tests.tuner.fakes import Clock
 
 
@@ -28,7 +28,7 @@ def contestant(
     def call() -> None:
         clock.spend(seconds() if callable(seconds) else seconds)
 
-    return Contestant(name, call, runtimes)
+    return Contestant(name, clocked(call, clock), runtimes)
 
 
 @pytest.mark.parametrize(("seconds", "low", "high"), [(1e-6, 1000, 2500), (3e-4, 4, 9), (5e-3, 1, 1), (2.0, 1, 1)])
@@ -75,8 +75,8 @@ def test_clock_steps_are_taken_again_and_then_given_up(clock: Clock, timer: Time
 
 def test_readings_that_are_no_numbers_are_taken_again() -> None:
     readings = iter([0.0, float("nan"), 5.0, float("inf"), 10.0, 10.02])
-    one = Contestant("one", lambda: None)
-    Timer(lambda: next(readings), lambda seconds: None, random.Random(0)).first_sample(one, None)
+    one = Contestant("one", clocked(lambda: None, lambda: next(readings)))
+    Timer(lambda: 0.0, lambda seconds: None, random.Random(0)).first_sample(one, None)
     assert one.samples == [pytest.approx(20e-3)]
 
 
@@ -118,13 +118,13 @@ def test_runtimes_stay_together_and_settle_between(clock: Clock, timer: Timer) -
 
     def logged(name: str, runtime: str) -> Contestant:
         one = contestant(clock, 20e-3, name, runtimes=(runtime,) if runtime else ())
-        inner = one.call
+        inner = one.sample
 
-        def call() -> None:
+        def sample(loops: int) -> float:
             log.append(runtime)
-            inner()
+            return inner(loops)
 
-        one.call = call
+        one.sample = sample
         return one
 
     field = [logged("a", "openmp"), logged("b", "blas"), logged("c", "openmp"), logged("d", ""), logged("e", "blas")]
@@ -140,6 +140,47 @@ def test_runtimes_stay_together_and_settle_between(clock: Clock, timer: Timer) -
     assert len({tuple(played) for played in rounds}) > 1, "in a fresh order each round"
     changes = sum(x != y and x != "" for x, y in itertools.pairwise(log))
     assert abs(len(clock.naps) - changes) <= 1  # the first round follows the first samples
+
+
+def test_a_worker_rests_while_others_have_their_turn_and_nobody_waits(clock: Clock, timer: Timer) -> None:
+    log: list[str] = []
+
+    def remote(name: str, runtime: str) -> Contestant:
+        def sample(loops: int) -> float:
+            log.append(runtime)
+            clock.spend(20e-3 * loops)
+            return 20e-3 * loops
+
+        return Contestant(name, sample, (runtime,), rest=lambda: log.append(f"{runtime} rests"))
+
+    field = [remote("a", "openmp"), remote("b", "blas"), remote("c", "openmp"), contestant(clock, 20e-3, "d")]
+    for one in field:
+        timer.first_sample(one, None)
+    timer.race(field, clock.now + 10.0)
+    assert clock.naps == []
+    for before, after in itertools.pairwise(log):
+        assert before == after or "rests" in before or after == f"{before} rests"
+    assert log.count("openmp rests") >= 6
+
+
+@pytest.mark.parametrize("seconds", [1e-6, 3e-4, 20e-3])
+def test_one_whose_calls_are_prepared_for_is_sampled_call_by_call(timer: Timer, clock: Clock, seconds: float) -> None:
+    asked: list[int] = []
+
+    def sample(loops: int) -> float:
+        asked.append(loops)
+        clock.spend(1e-3)  # the preparation, which is no part of the sample
+        return seconds * loops
+
+    field = [Contestant("events", sample, most_loops=1), Contestant("slower", lambda loops: 2 * sample(loops))]
+    field[1].most_loops = 1
+    for one in field:
+        timer.first_sample(one, None)
+    assert timer.race(field, clock.now + 10.0).settled
+    assert set(asked) == {1}
+    assert field[0].samples == [seconds] * len(field[0].samples)
+    assert field[1].left
+    assert Contestant("clocked", sample).most_loops == MAX_LOOPS
 
 
 def test_a_failure_while_timing_stops_only_its_own(clock: Clock, timer: Timer) -> None:
