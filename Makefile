@@ -12,7 +12,7 @@ help:
 	@echo "make demo      tune ResNet-50 for this machine, filter a photograph, write pictures to demo-output/"
 	@echo "make test      the whole test suite"
 	@echo "make test-gpu  the tests that need a CUDA device"
-	@echo "make test-native  every config of the generated kernels, also under AddressSanitizer and UBSan"
+	@echo "make test-native  every config of the generated kernels, also under sanitizers, and for AArch64 in QEMU"
 	@echo "make test-faults  sixteen processes on one cache, a hundred kills, damage at two thousand places"
 	@echo "make fuzz      10,000 random calls, every implementation forced in turn"
 	@echo "make lint      ruff and mypy --strict"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -82,11 +82,11 @@ def family(name: str) -> NativeFamily:
     return one
 
 
-def every_kernel(name: str, case: str) -> Iterator[Kernel]:
+def every_kernel(name: str, case: str, widths: Sequence[str] = WIDTHS) -> Iterator[Kernel]:
     """Every config of a family for the problems of a case; thread counts and vector widths take turns."""
     one = family(name)
     for number, spec in enumerate(testing.problems(ALL[case])):
-        device = isa_device(WIDTHS[number % len(WIDTHS)])
+        device = isa_device(widths[number % len(widths)])
         if one.why_not(spec, device):
             continue
         tunables = {Config({**config, "threads": 1}) for config in one.configs(spec, device)}
@@ -100,11 +100,11 @@ def _problems(name: str) -> tuple[ConvSpec, ...]:
     return tuple(spec for spec in specs if one.why_not(spec, cpu()) is None)
 
 
-def sample(name: str, number: int, count: int) -> Kernel:
+def sample(name: str, number: int, count: int, widths: Sequence[str] = WIDTHS) -> Kernel:
     """The `number`-th of `count` kernels of a family that lie evenly among all; its turn decides on the rest."""
     able = _problems(name)
     index = (2 * number + 1) * len(able) // (2 * count)
-    spec, device, one = able[index], isa_device(WIDTHS[number % 4 % 3]), family(name)
+    spec, device, one = able[index], isa_device(widths[number % 4 % len(widths)]), family(name)
     configs = one.configs(spec, device)
     return Kernel(one, spec, device, Config({**configs[index % len(configs)], "threads": 1 + number % 2}))
 
