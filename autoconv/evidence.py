@@ -125,7 +125,8 @@ class Measurement:
 
     Times are seconds, `spread` is the interquartile range over the median, `error` is
     max|y - reference| / max|reference|. `samples` holds one median per round of the race `race`, so
-    that rows of one race can be compared round by round.
+    that rows of one race can be compared round by round. On a GPU all of these are the device's time;
+    `enqueue_s` is what enqueueing one call took the calling thread, None elsewhere.
     """
 
     spec: str
@@ -145,6 +146,7 @@ class Measurement:
     race: str = ""
     measured_at: float = 0.0
     host: str = ""
+    enqueue_s: float | None = None
 
     @property
     def usable(self) -> bool:
@@ -162,6 +164,7 @@ class Measurement:
             "median_s": self.median_s,
             "spread": self.spread,
             "samples": list(self.samples),
+            "enqueue_s": self.enqueue_s,
             "race": self.race,
             "workspace_bytes": self.workspace_bytes,
             "error": self.error,

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from autoconv.cache.records import COLUMNS, STATUSES, decode
+from autoconv.cache.records import ADDED, COLUMNS, STATUSES, decode
 from autoconv.device import Device
 from autoconv.evidence import USABLE, Measurement
 from autoconv.impls import RETIRED
@@ -73,7 +73,8 @@ def measurement(value: dict[str, Any], registry: Registry, newest: float) -> tup
 
     `newest` is the latest time, in seconds since 1970, at which it may have been measured.
     """
-    fields(value, COLUMNS)
+    fields(value, [name for name in COLUMNS if name not in ADDED], ADDED)
+    value = {**dict.fromkeys(ADDED), **value}
     for name, longest in TEXTS.items():
         _text(value[name], name, longest)
     spec = ConvSpec.parse(value["spec"])
@@ -93,7 +94,11 @@ def measurement(value: dict[str, Any], registry: Registry, newest: float) -> tup
     ]
     if len(value["environment"]) > MAX_ITEMS:
         raise ValueError(f"environment has more than {MAX_ITEMS} entries")
-    for name, least, most in (("median_s", 0.0, MAX_SECONDS), ("spread", 0.0, math.inf)):
+    for name, least, most in (
+        ("median_s", 0.0, MAX_SECONDS),
+        ("spread", 0.0, math.inf),
+        ("enqueue_s", 0.0, MAX_SECONDS),
+    ):
         if value[name] is not None:
             _number(value[name], name, least, most)
     if value["error"] is not None and value["error"] != "inf":

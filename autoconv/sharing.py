@@ -23,7 +23,7 @@ from typing import IO, Any, Protocol, TextIO, TypeAlias, cast
 
 import autoconv
 from autoconv import dispatch
-from autoconv.cache.records import COLUMNS
+from autoconv.cache.records import ADDED, COLUMNS
 from autoconv.errors import AutoconvError, BadExport
 from autoconv.evidence import Measurement
 from autoconv.registry import default_registry
@@ -101,6 +101,7 @@ def receive(source: Source, *, skip_unknown: bool = False) -> Imported:
 def _to_line(row: Measurement) -> str:
     error = row.error if row.error is None or math.isfinite(row.error) else "inf"
     plain = {name: getattr(row, name) for name in COLUMNS}
+    plain = {name: value for name, value in plain.items() if name not in ADDED or value is not None}
     plain |= {
         "choice": json.loads(row.choice.to_json()),
         "environment": dict(row.environment),

@@ -143,4 +143,10 @@ def _checksums(connection: Connection) -> None:
         connection.execute(change, sums)
 
 
-STEPS: dict[int, Callable[[Connection], None]] = {1: _first_schema, 2: _object_hash, 3: _checksums}
+def _enqueueing(connection: Connection) -> None:
+    """4: what enqueueing a call on a GPU takes the host, apart from the device's time."""
+    kind = Double().compile(connection.dialect)
+    connection.execute(text(f"ALTER TABLE measurement ADD COLUMN enqueue_s {kind}"))
+
+
+STEPS: dict[int, Callable[[Connection], None]] = {1: _first_schema, 2: _object_hash, 3: _checksums, 4: _enqueueing}

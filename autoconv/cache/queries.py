@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Connection, delete, distinct, func, insert
 
 from autoconv.cache.memory import CUT_SHORT, merge_misses
 from autoconv.cache.reader import decode_all
-from autoconv.cache.records import CHECKED_SINCE, COLUMNS, Key, answered, cut_short, encode, in_sequence, key_of
+from autoconv.cache.records import CHECKED_SINCE, Key, answered, columns_at, cut_short, encode, in_sequence, key_of
 from autoconv.cache.schema import measurement, miss
 from autoconv.evidence import Measurement, Miss
 
@@ -22,8 +22,14 @@ SCHEMA = "autoconv_schema"
 
 def _row(connection: Connection) -> list[ColumnElement[Any]]:
     """What `reader.decode_all` takes, unconverted: it checks every value."""
-    names = (*COLUMNS, "checksum") if connection.info[SCHEMA] >= CHECKED_SINCE else COLUMNS
+    columns = columns_at(connection.info[SCHEMA])
+    names = (*columns, "checksum") if connection.info[SCHEMA] >= CHECKED_SINCE else columns
     return [literal_column(name) for name in names]
+
+
+def _decoded(connection: Connection, wanted: Any, spec: str, device: str | None) -> tuple[list[Measurement], list[str]]:
+    known = len(columns_at(connection.info[SCHEMA]))
+    return decode_all(map(tuple, connection.execute(wanted)), spec, device, known)
 
 
 def _same(table: Any, spec: str, device: str) -> Any:
@@ -38,7 +44,7 @@ def rows(connection: Connection, spec: str, device: str) -> tuple[list[Measureme
         .where(_same(measurement, spec, device))
         .order_by(measurement.c.id)
     )
-    return decode_all(map(tuple, connection.execute(wanted)), spec, device)
+    return _decoded(connection, wanted, spec, device)
 
 
 def add(connection: Connection, new: Sequence[Measurement]) -> None:
@@ -93,7 +99,7 @@ def history(connection: Connection, spec: str) -> tuple[list[Measurement], list[
     """Every row of `spec` on every device, oldest first."""
     wanted = select(*_row(connection)).select_from(measurement).where(measurement.c.spec == spec)
     wanted = wanted.order_by(measurement.c.measured_at, measurement.c.id)
-    return decode_all(map(tuple, connection.execute(wanted)), spec, None)
+    return _decoded(connection, wanted, spec, None)
 
 
 def forget(connection: Connection, spec: str, device: str | None) -> int:

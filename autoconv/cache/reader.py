@@ -13,13 +13,21 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from autoconv.cache.records import CHECKED_SINCE, COLUMNS, OLDEST_READABLE, check_own, check_version, checksum, decode
+from autoconv.cache.records import (
+    CHECKED_SINCE,
+    COLUMNS,
+    OLDEST_READABLE,
+    check_own,
+    check_version,
+    checksum,
+    columns_at,
+    decode,
+)
 from autoconv.evidence import Measurement
 
 __all__ = ["SELECT", "connect", "decode_all", "lenient_text", "read"]
 
 SELECT = f"SELECT {', '.join(COLUMNS)}, checksum FROM measurement WHERE spec = ? AND device = ? ORDER BY id"
-UNCHECKED = SELECT.replace(", checksum", "")  # for an old file that nobody has written to since
 VERSION = "SELECT max(version) FROM schema_version"
 
 TIMEOUT_S = 2.0  # a reader waits only where WAL could not be had, and then for one commit
@@ -35,19 +43,25 @@ def read(path: Path, spec: str, device: str) -> tuple[list[Measurement], list[st
         version = schema_version(connection, path)
         if version < OLDEST_READABLE:
             return [], []
-        query = SELECT if version >= CHECKED_SINCE else UNCHECKED
-        return decode_all(connection.execute(query, (spec, device)), spec, device)
+        columns = columns_at(version)
+        names = [*columns, "checksum"] if version >= CHECKED_SINCE else columns  # an old file, not written to since
+        query = SELECT.replace(f"{', '.join(COLUMNS)}, checksum", ", ".join(names))
+        return decode_all(connection.execute(query, (spec, device)), spec, device, len(columns))
 
 
-def decode_all(rows: Iterable[Sequence[Any]], spec: str, device: str | None) -> tuple[list[Measurement], list[str]]:
+def decode_all(
+    rows: Iterable[Sequence[Any]], spec: str, device: str | None, known: int = len(COLUMNS)
+) -> tuple[list[Measurement], list[str]]:
     """Measurements of the rows of `spec` (on `device`) that can be read, and what is wrong with each other one.
 
-    A row is the values of `COLUMNS`, and its checksum where the schema has one.
+    A row is the values of the first `known` of `COLUMNS`, which is all that its schema has, and its checksum where the
+    schema has one.
     """
+    lacking = [None] * (len(COLUMNS) - known)
     found, faults = [], []
     for row in rows:
         try:
-            values, checksums = row[: len(COLUMNS)], row[len(COLUMNS) :]
+            values, checksums = [*row[:known], *lacking], row[known:]
             measurement = decode(values)
             if measurement.spec != spec or device not in (None, measurement.device):
                 raise ValueError(f"it is about {measurement.spec!r} on {measurement.device!r}")  # a damaged index

@@ -18,6 +18,7 @@ from autoconv.errors import CacheError, SchemaTooNew
 from autoconv.evidence import USABLE, Choice, Measurement, latest
 
 __all__ = [
+    "ADDED",
     "CHECKED_SINCE",
     "COLUMNS",
     "OLDEST_READABLE",
@@ -28,6 +29,7 @@ __all__ = [
     "check_own",
     "check_version",
     "checksum",
+    "columns_at",
     "cut_short",
     "decode",
     "encode",
@@ -36,11 +38,11 @@ __all__ = [
     "sift",
 ]
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """The schema that this autoconv writes; `migrations` holds the steps up to it."""
 
 OLDEST_READABLE = 1
-"""The oldest schema that has every column of `COLUMNS`: read as it is where it cannot be migrated."""
+"""The oldest schema that is read as it is where it cannot be migrated."""
 
 CHECKED_SINCE = 3
 """The first schema whose rows have a checksum."""
@@ -63,14 +65,23 @@ COLUMNS = (
     "race",
     "measured_at",
     "host",
+    "enqueue_s",
 )
 """The columns of `measurement` that make up a `Measurement`, in the order of its fields."""
+
+ADDED = {"enqueue_s": 4}
+"""The columns that the first schema did not have, all optional and the last of `COLUMNS`, and since when."""
 
 STATUSES = USABLE | {"skipped", "wrong", "failed", "crashed", "timeout", "oom"}
 MAX_INTEGER = 2**63 - 1  # what an integer column holds
 
 Key: TypeAlias = tuple[str, str]
 """(spec, device)."""
+
+
+def columns_at(version: int) -> tuple[str, ...]:
+    """Those of `COLUMNS` that a schema of this version has."""
+    return tuple(name for name in COLUMNS if ADDED.get(name, 0) <= version)
 
 
 def key_of(row: Measurement) -> Key:
@@ -114,6 +125,7 @@ def encode(row: Measurement) -> dict[str, Any]:
         "race": row.race,
         "measured_at": float(row.measured_at),
         "host": _clean(row.host),
+        "enqueue_s": _optional_float(row.enqueue_s),
     }
     if error is not None and math.isnan(error) and row.status in USABLE:
         raise ValueError(f"a row of status {row.status!r} whose error is not a number")
@@ -142,6 +154,7 @@ def sift(rows: Iterable[Measurement]) -> tuple[list[Measurement], list[str]]:
 def decode(values: Sequence[Any]) -> Measurement:
     """The measurement in the values of `COLUMNS`. Raises `ValueError`, `KeyError` or `TypeError` for what is none."""
     row = dict(zip(COLUMNS, values, strict=True))
+    enqueue_s = row["enqueue_s"]
     for name in ("spec", "device", "reason", "race", "host"):
         row[name].encode()  # a lone surrogate stands for a byte that was no UTF-8
     status = row["status"]
@@ -173,15 +186,19 @@ def decode(values: Sequence[Any]) -> Measurement:
         race=row["race"],
         measured_at=_finite(row["measured_at"]),
         host=row["host"],
+        enqueue_s=None if enqueue_s is None else _time(enqueue_s),
     )
 
 
 def checksum(values: Iterable[Any]) -> str:
     """CRC-32 of a row's values, whichever database held them; raises `TypeError` for a value that no column holds.
 
-    It finds damage, not forgery: who may write to the database may also write a checksum.
+    It finds damage, not forgery: who may write to the database may also write a checksum. A column of `ADDED` counts
+    where it holds something, so that rows from before it keep their checksums.
     """
     plain = [int(value) if isinstance(value, bool) else value for value in values]  # SQLite has no booleans
+    while len(plain) > len(COLUMNS) - len(ADDED) and plain[-1] is None:
+        plain.pop()
     return f"{zlib.crc32(json.dumps(plain).encode()):08x}"
 
 

@@ -24,6 +24,7 @@
 20. host             name of the machine
 21. object_hash      hash of the compiled object that was measured, '' for none (environment's "object"); since 2
 22. checksum         CRC-32 of what the row says, in hexadecimal: a row that it does not fit is left out; since 3
+23. enqueue_s        on a GPU: seconds that enqueueing one call took the calling thread, NULL elsewhere; since 4
 
 `miss`: one row per spec and device that was asked for and not remembered
 
@@ -87,6 +88,7 @@ measurement = Table(
     Column("host", String(KEY_LENGTH), nullable=False),
     Column("object_hash", String(KEY_LENGTH), nullable=False, server_default=""),
     Column("checksum", String(8), nullable=False, server_default=""),
+    Column("enqueue_s", Double),
     Index("ix_measurement_spec_device", "spec", "device"),
 )
 

@@ -43,6 +43,7 @@ def row(**changes: Any) -> Measurement:
         "race": "r-1",
         "measured_at": 1_767_225_600.123456,
         "host": "build-7",
+        "enqueue_s": 1.25e-5,
     }
     return Measurement(**{**fields, **changes})
 

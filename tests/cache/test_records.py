@@ -43,6 +43,7 @@ MEASUREMENTS = st.builds(
     race=TEXT,
     measured_at=st.floats(0, 1e11),
     host=TEXT,
+    enqueue_s=st.none() | TIMES,
 )
 
 
@@ -115,6 +116,8 @@ def test_text_no_database_takes_is_made_presentable() -> None:
         {"tags": "[1]"},
         {"measured_at": math.inf},
         {"spec": "fprop \udc80"},
+        {"enqueue_s": 0.0},
+        {"enqueue_s": "1e-5"},
         {"reason": None},
         {"reason": b"bytes"},
     ],
