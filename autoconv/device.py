@@ -1,4 +1,4 @@
-"""What a measurement was made on: the CPU, its instruction set, and how many cores may be used.
+"""What a measurement was made on: the CPU, its instruction set and usable cores, or a GPU and its multiprocessors.
 
 `Device.fingerprint` is the key under which measurements are remembered. Two machines of one
 fingerprint share them; anything that changes speed for all implementations alike belongs in it.
@@ -11,25 +11,41 @@ import platform
 from dataclasses import dataclass
 from functools import cache
 
-from autoconv.errors import InvalidOption, NoImplementation
+from autoconv import cuda_driver
+from autoconv.errors import BackendMissing, InvalidOption
 from autoconv.shapes import as_int
 
-__all__ = ["Device", "cpu", "find_device", "usable_cores"]
+__all__ = ["Device", "cpu", "cuda", "find_device", "gpu_of", "missing_for_cuda", "usable_cores"]
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One place to run: `kind` is `"cpu"`; `threads` is how many an implementation may use."""
+    """One place to run: `kind` is `"cpu"` or `"cuda"`.
+
+    On a CPU `isa` is its widest vector extension and `threads` how many an implementation may use. On a GPU `isa` is
+    its compute capability ("sm_90"), `cores` counts its multiprocessors, `memory` its bytes, and `index` tells GPUs
+    of one machine apart.
+    """
 
     kind: str
     model: str
     isa: str
     cores: int
     threads: int
+    memory: int = 0
+    index: int = 0
+
+    @property
+    def name(self) -> str:
+        """What `find_device` and `--device` call it."""
+        return self.kind if self.kind == "cpu" else f"{self.kind}:{self.index}"
 
     @property
     def fingerprint(self) -> str:
-        """The text under which measurements of this device are stored."""
+        """The text under which measurements of this device are stored; GPUs of one kind share them."""
+        if self.kind == "cuda":
+            memory = f"{self.memory >> 30} GiB"
+            return f"{self.kind} {self.model} / {self.isa} / {self.cores} multiprocessors / {memory}"
         return f"{self.kind} {self.model} / {self.isa} / {self.cores} cores / {self.threads} threads"
 
     def __str__(self) -> str:
@@ -50,12 +66,56 @@ def cpu(threads: int | None = None) -> Device:
 
 
 def find_device(name: str | None, threads: int | None = None) -> Device:
-    """The device called `name`: None or `"cpu"`. Raises `NoImplementation` for a GPU, which nothing here drives."""
+    """The device called `name`: None or `"cpu"`, `"cuda"` (the current GPU) or `"cuda:N"`.
+
+    Raises `BackendMissing` when driver, GPU or CuPy are missing for a GPU, `InvalidOption` for a name without meaning.
+    """
     if name is None or name == "cpu":
         return cpu(threads)
-    if isinstance(name, str) and name.split(":")[0] == "cuda":
-        raise NoImplementation(f"no implementation for device {name!r} is built in: this version runs on the CPU")
-    raise InvalidOption(f"device must be None or 'cpu', got {name!r}")
+    kind, _, number = name.partition(":") if isinstance(name, str) else ("", "", "")
+    if kind != "cuda" or not (name == kind or (number.isascii() and number.isdigit())):
+        raise InvalidOption(f"device must be None, 'cpu', 'cuda' or 'cuda:N', got {name!r}")
+    missing = missing_for_cuda()
+    if missing:
+        raise BackendMissing(f"device {name!r} cannot be used: {missing}")
+    return cuda(int(number) if number else cuda_driver.current_index())
+
+
+def cuda(index: int) -> Device:
+    """The GPU with this index, as its driver describes it.
+
+    Raises `BackendMissing` without a driver or GPUs, `InvalidOption` for an index that none of them has.
+    """
+    found = cuda_driver.driver()
+    if isinstance(found, str):
+        raise BackendMissing(f"device 'cuda:{index}' cannot be used: {found}")
+    if index >= len(found.gpus):
+        known = ", ".join(f"cuda:{gpu.index} ({gpu.name})" for gpu in found.gpus)
+        raise InvalidOption(f"there is no device 'cuda:{index}' here; there is {known}")
+    return gpu_of(found.gpus[index])
+
+
+def gpu_of(gpu: cuda_driver.Gpu) -> Device:
+    """A GPU of the driver's as a device."""
+    isa = f"sm_{gpu.capability[0]}{gpu.capability[1]}"
+    return Device("cuda", gpu.name, isa, gpu.multiprocessors, 1, gpu.memory_bytes, gpu.index)
+
+
+def missing_for_cuda() -> str | None:
+    """What this machine lacks to convolve on a GPU, in a sentence, and how to get it; None when it lacks nothing."""
+    found = cuda_driver.driver()
+    if isinstance(found, str):
+        return found
+    if not _has_cupy():
+        extra = "cuda13" if found.cuda >= (13, 0) else "cuda12"
+        return f"CuPy is not installed (pip install 'autoconv[{extra}]', for the driver's CUDA {found.version})"
+    return None
+
+
+def _has_cupy() -> bool:
+    from importlib.util import find_spec  # only who asks for a GPU pays for it
+
+    return find_spec("cupy") is not None
 
 
 def usable_cores() -> int:

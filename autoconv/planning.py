@@ -6,11 +6,9 @@ the result and the scratch memory, and calls.
 
 from __future__ import annotations
 
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from math import prod
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -22,8 +20,10 @@ from autoconv.errors import InvalidSpec, InvalidType, NoImplementation
 from autoconv.evidence import Choice, Decision
 from autoconv.separable import is_separable
 from autoconv.spec import ConvSpec, Op
+from autoconv.workspace import ALIGNMENT, Workspace, aligned_bytes, thread_workspace
 
 __all__ = [
+    "ALIGNMENT",
     "BoundPlan",
     "BoundRunner",
     "Direct",
@@ -34,91 +34,6 @@ __all__ = [
     "aligned_bytes",
     "thread_workspace",
 ]
-
-ALIGNMENT = 64  # a cache line, and the widest vector register
-
-
-class Workspace:
-    """Scratch memory that only grows: one per thread, lent to one call at a time.
-
-    A runner takes pieces with `take`; they are valid until its call returns. After the first call of
-    the largest problem nothing is allocated any more.
-    """
-
-    __slots__ = ("_address", "_block", "_peak", "_spilled", "_used")
-
-    def __init__(self) -> None:
-        self._block: Array = np.empty(0, np.uint8)
-        self._address = 0
-        self._spilled: list[tuple[int, Array]] = []  # (start, piece) of what did not fit, until the block grows
-        self._used = 0
-        self._peak = 0
-
-    def take(self, shape: Sequence[int] | int, dtype: Any = np.uint8) -> Array:
-        """An uninitialised array of `shape`, 64-byte aligned."""
-        dtype = np.dtype(dtype)
-        size = (shape if isinstance(shape, int) else prod(shape)) * dtype.itemsize
-        start = self._claim(size)
-        piece: Array = self._block[start : start + size] if start >= 0 else self._spilled[-1][1]
-        view: Array = piece.view(dtype)
-        return view.reshape(shape)
-
-    def take_address(self, size: int) -> int:
-        """The address of `size` uninitialised bytes, 64-byte aligned: `take` for kernels that want a pointer."""
-        start = self._claim(size)
-        return self._address + start if start >= 0 else int(self._spilled[-1][1].ctypes.data)
-
-    def free_address(self, size: int) -> int:
-        """The address of `size` free bytes, 64-byte aligned, or 0 when there are fewer.
-
-        Nothing is taken: they are the caller's until somebody takes or the caller returns.
-        """
-        start = self._used
-        return self._address + start if start + size <= self._block.size else 0
-
-    def mark(self) -> int:
-        """The present level, to `release` to."""
-        return self._used
-
-    def release(self, mark: int = 0) -> None:
-        """Give back everything taken since `mark`."""
-        self._used = mark
-        while self._spilled and self._spilled[-1][0] >= mark:
-            self._spilled.pop()  # a loop that takes and releases holds one round's pieces at a time
-        if mark == 0 and self._peak > self._block.size:
-            self._block = np.empty(0, np.uint8)  # let the old block go before asking for the new one
-            self._block = aligned_bytes(self._peak)
-            self._address = self._block.ctypes.data
-
-    def _claim(self, size: int) -> int:
-        """Offset of `size` free bytes in the block, or -1 when they became a piece of their own."""
-        start = self._used
-        self._used = start + -(-size // ALIGNMENT) * ALIGNMENT
-        if self._used <= self._block.size:
-            return start
-        self._peak = max(self._peak, self._used)
-        self._spilled.append((start, aligned_bytes(size)))
-        return -1
-
-
-def aligned_bytes(size: int) -> Array:
-    """`size` new bytes, undefined, 64-byte aligned."""
-    block: Array = np.empty(size + ALIGNMENT, np.uint8)
-    offset = -block.ctypes.data % ALIGNMENT
-    return block[offset : offset + size]
-
-
-_local = threading.local()
-
-
-def thread_workspace() -> Workspace:
-    """The calling thread's workspace."""
-    try:
-        return _local.workspace  # type: ignore[no-any-return]
-    except AttributeError:
-        _local.workspace = Workspace()
-        return _local.workspace  # type: ignore[no-any-return]
-
 
 BoundRunner = Callable[[Array, Array, Workspace], None]
 """A runner whose filters are bound: `(data, out, workspace)`."""

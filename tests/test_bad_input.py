@@ -166,7 +166,11 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] = {
     "spec to tune": (lambda: autoconv.tune(["fprop n1c1 3x3 k1 3x3", "nonsense"]), InvalidSpec, ("nonsense",)),
     "budget": (lambda: autoconv.tune([], budget_s=-1), InvalidOption, ("budget_s", "positive", "-1")),
     "device": (lambda: autoconv.plan("fprop n1c1 3x3 k1 3x3", device="tpu"), InvalidOption, ("device", "cpu", "'tpu'")),
-    "absent device": (lambda: autoconv.plan("fprop n1c1 3x3 k1 3x3", device="cuda:0"), NoImplementation, ("cuda:0",)),
+    "absent device": (
+        lambda: autoconv.plan("fprop n1c1 3x3 k1 3x3", device="gpu:0"),
+        InvalidOption,
+        ("gpu:0", "cuda:N"),
+    ),
 }
 
 
