@@ -32,6 +32,7 @@ TEXTS = {"spec": MAX_KEY, "device": MAX_KEY, "race": MAX_KEY, "host": MAX_KEY, "
 
 _WORD = re.compile(r"[A-Za-z0-9_.+:-]{0,64}")  # ids, tags, tunables: nothing that could mean anything in C or SQL
 _FINGERPRINT = re.compile(r"(\w{1,16}) (.{1,160}) / ([\w.+-]{1,32}) / ([1-9]\d{0,4}) cores / ([1-9]\d{0,4}) threads")
+_GPU = re.compile(r"cuda (.{1,160}) / (sm_\d{2,3}) / ([1-9]\d{0,4}) multiprocessors / (\d{1,5}) GiB")
 
 
 def plain_object(line: str) -> dict[str, Any]:
@@ -120,6 +121,8 @@ def measurement(value: dict[str, Any], registry: Registry, newest: float) -> tup
 
 
 def _device(text: str) -> Device:
+    if gpu := _GPU.fullmatch(text):
+        return Device("cuda", gpu[1], gpu[2], int(gpu[3]), 1, int(gpu[4]) << 30)
     match = _FINGERPRINT.fullmatch(text)
     if match is None:
         raise ValueError(f"device is no fingerprint: {text[:80]!r}")

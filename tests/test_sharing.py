@@ -99,6 +99,16 @@ def test_everything_comes_back_under_its_own_fingerprint(cache: Path) -> None:
     assert sorted(exported()[1:]) == sorted(lines_of(*ROWS)[1:])
 
 
+def test_rows_of_a_gpu_come_back_and_those_without_enqueueing_say_nothing_of_it(cache: Path) -> None:
+    gpu = "cuda NVIDIA H200 / sm_90 / 132 multiprocessors / 139 GiB"
+    row = measured(device=gpu, status="crashed", median_s=None, samples=(), enqueue_s=2e-5)
+    assert import_measurements(lines_of(row)) == Imported(added=1, known=0)
+    assert open_store(str(cache)).rows(SPEC, gpu) == [row]
+    assert "enqueue_s" not in json.loads(lines_of(measured(enqueue_s=None))[1]), "as earlier versions read it"
+    with pytest.raises(BadExport, match="no fingerprint"):
+        import_measurements([line.replace("132 multi", "0 multi") for line in lines_of(row)])
+
+
 def test_a_file_imported_twice_changes_nothing(cache: Path, tmp_path: Path) -> None:
     first = tmp_path / "first.jsonl"
     first.write_text("\n".join(lines_of(*ROWS[:2])) + "\n")

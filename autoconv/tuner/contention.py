@@ -19,7 +19,7 @@ import numpy as np
 from autoconv.device import Device
 from autoconv.tuner.workers import WORKERS
 
-__all__ = ["Calm", "Load", "Sentry", "Watchman", "load_now", "throttled_s"]
+__all__ = ["Calm", "Load", "Sentry", "Watchman", "load_now", "of_scatter", "throttled_s"]
 
 STEPS = 75  # times two passes over `ITEMS`: 0.1 ms where nothing disturbs
 ITEMS = 4096  # float32, in a level-1 cache
@@ -45,6 +45,9 @@ class Watchman(Protocol):
     def look(self) -> None:
         """A round begins."""
 
+    def spoilt(self) -> bool:
+        """A round is over: whether what it timed must not count, and it should be taken again."""
+
     def complaint(self, spread: float | None) -> str:
         """What disturbed the race, of whose best the samples have this spread; empty for nothing."""
 
@@ -60,6 +63,10 @@ class Calm:
 
     def look(self) -> None:
         """Nothing."""
+
+    def spoilt(self) -> bool:
+        """Never."""
+        return False
 
     def complaint(self, spread: float | None) -> str:
         """Never any."""
@@ -106,11 +113,15 @@ class Sentry:
         """Listen to the canary."""
         self._songs.append(self._sing())
 
+    def spoilt(self) -> bool:
+        """Never: what disturbs a processor disturbs single samples, and rounds are compared in pairs."""
+        return False
+
     def complaint(self, spread: float | None) -> str:
         """The first that holds: load, throttling, canary, scatter."""
         now = self._read()
         since = self._rounds if now.at - self._rounds.at >= LEAST_WINDOW_S else self._start
-        return self._of_load(since, now) or self._of_canary() or _of_scatter(spread)
+        return self._of_load(since, now) or self._of_canary() or of_scatter(spread)
 
     def _of_load(self, since: Load, now: Load) -> str:
         window_s = now.at - since.at
@@ -146,7 +157,8 @@ class Sentry:
         return self._clock() - started
 
 
-def _of_scatter(spread: float | None) -> str:
+def of_scatter(spread: float | None) -> str:
+    """A complaint about the spread of the best's samples; empty when there is none."""
     if spread is None or spread <= SCATTER:
         return ""
     return f"the best's samples scatter over {100 * spread:.0f} % of their median"

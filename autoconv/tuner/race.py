@@ -211,6 +211,7 @@ class Race:
                 self.deadline,
                 lambda rounds, best: self.watch("time", best.name, rounds, MAX_ROUNDS),
                 self.watchman.look,
+                self.watchman.spoilt,
             )
             doubt = self.watchman.complaint(spread_of_best(contestants))
             self.disturbed = bool(doubt)

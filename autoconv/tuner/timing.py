@@ -150,10 +150,12 @@ class Timer:
         deadline: float,
         report: Callable[[int, Contestant], None] = lambda rounds, best: None,
         look: Callable[[], None] = lambda: None,
+        spoilt: Callable[[], bool] = lambda: False,
     ) -> Finish:
         """Rounds until the winner is settled, or the deadline has passed, or `MAX_ROUNDS`. Round 0 was done.
 
-        `report` hears who leads, and `look` is called, before each round.
+        `report` hears who leads, and `look` is called, before each round; one that `spoilt` says so of afterwards
+        counts for nothing.
         """
         rounds = 1
         while True:
@@ -180,6 +182,11 @@ class Timer:
                 if self.clock() >= deadline:
                     break
             else:
+                if spoilt():
+                    for one in running:
+                        if one.failure is None:
+                            one.samples.pop()
+                    continue
                 rounds += 1
                 if rounds == MIN_ROUNDS:
                     for one in running:
@@ -233,7 +240,8 @@ class Timer:
         """Seconds per call over one loop; a duration that cannot be is taken again."""
         loops = contestant.loops
         for _ in range(RETAKES):
-            if loops >= WARM_LOOPS or (contestant.samples and contestant.samples[0] < WARM_BELOW_S):
+            brief = contestant.samples and contestant.samples[0] < WARM_BELOW_S
+            if loops >= WARM_LOOPS or (brief and contestant.most_loops > 1):
                 contestant.sample(1)
             elapsed = contestant.sample(loops)
             if isfinite(elapsed) and elapsed > 0:

@@ -221,6 +221,10 @@ class Workers:
         """Processor time that those which live have used; the dead count among this process's children."""
         return sum(worker.processor_s() for worker in tuple(self._all))
 
+    def pids(self) -> frozenset[int]:
+        """The processes of those which live."""
+        return frozenset(worker.pid for worker in tuple(self._all))
+
     def relax(self) -> None:
         """After a race: those that wait may sleep as they like, and go when nobody needs them."""
         for worker in tuple(self._idle.values()):
