@@ -15,9 +15,11 @@ Dilated filters are spread out with zeros; for wgrad the result is read at every
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
+from math import prod, sqrt
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -28,8 +30,10 @@ from autoconv.spec import ConvSpec, Op
 
 __all__ = [
     "COMPLEX",
+    "ByLines",
     "Library",
     "Product",
+    "ProductCosts",
     "awkwardness",
     "fast_size",
     "filter_extents",
@@ -38,8 +42,6 @@ __all__ = [
     "library",
     "library_elements",
     "load_filters",
-    "transform",
-    "untransform",
 ]
 
 COMPLEX: dict[str, np.dtype[Any]] = {"f32": np.dtype(np.complex64), "f64": np.dtype(np.complex128)}
@@ -82,18 +84,76 @@ def half_shape(sizes: Sequence[int]) -> tuple[int, ...]:
 
 
 class Library(Protocol):
-    """Transforms along one axis, scaled by 1/sqrt(n) both ways; `real` pads input that is shorter than n."""
+    """Transforms of boxes. One that is not `padded` takes operands as they are, shorter than the box."""
 
-    def real(self, data: Array, n: int, axis: int, out: Array) -> None: ...
+    padded: bool
 
-    def forward(self, data: Array, axis: int) -> None: ...
+    def scale(self, sizes: Sequence[int]) -> float:
+        """What a transform, a product with another, and the transform back must be multiplied by."""
 
-    def backward(self, data: Array, axis: int) -> None: ...
+    def transform(self, data: Array, spectrum: Array, sizes: Sequence[int]) -> None:
+        """Spectrum (..., half shape) of real `data` (..., extents) at the low corner of a box of `sizes`."""
 
-    def unreal(self, data: Array, n: int, axis: int, out: Array) -> None: ...
+    def untransform(self, spectrum: Array, box: Array, sizes: Sequence[int], wanted: Sequence[slice]) -> Array:
+        """The `wanted` window of the real box whose spectrum is given, a view of `box`; the spectrum is overwritten."""
 
 
-class _NumpyFft:
+class ByLines:
+    """Transforms along one axis after the other, so that lines of zeros, or of what is not wanted, are left out.
+
+    Each is scaled by 1/sqrt(n) both ways; `real` pads input that is shorter than n.
+    """
+
+    padded = False
+
+    def scale(self, sizes: Sequence[int]) -> float:
+        """Of the three square roots two cancel."""
+        return sqrt(prod(sizes))
+
+    def transform(self, data: Array, spectrum: Array, sizes: Sequence[int]) -> None:
+        """Lines that are nothing but zeros are not transformed."""
+        rank = len(sizes)
+        extents = data.shape[-rank:]
+        filled = tuple(slice(0, extent) for extent in extents[:-1])
+        corner = last_axes(spectrum, *filled, slice(None))
+        self.real(data, sizes[-1], data.ndim - 1, corner)
+        for axis in range(rank - 2, -1, -1):
+            filled = tuple(slice(0, extent) for extent in extents[:axis])
+            behind = (slice(None),) * (rank - axis - 1)
+            part = last_axes(spectrum, *filled, slice(None), *behind)
+            last_axes(part, slice(extents[axis], None), *behind)[...] = 0
+            self.forward(part, part.ndim - rank + axis)
+
+    def untransform(self, spectrum: Array, box: Array, sizes: Sequence[int], wanted: Sequence[slice]) -> Array:
+        """Lines outside the window are not transformed."""
+        rank = len(sizes)
+        part = spectrum
+        for axis in range(rank - 1):
+            at = part.ndim - rank + axis
+            self.backward(part, at)
+            part = last_axes(part, wanted[axis], *(slice(None),) * (rank - axis - 1))
+        rows = last_axes(box, *wanted[:-1], slice(None))
+        self.unreal(part, sizes[-1], part.ndim - 1, rows)
+        return last_axes(rows, wanted[-1])
+
+    def real(self, data: Array, n: int, axis: int, out: Array) -> None:
+        """Half the spectrum of real lines."""
+        raise NotImplementedError
+
+    def forward(self, data: Array, axis: int) -> None:
+        """Complex lines, in place."""
+        raise NotImplementedError
+
+    def backward(self, data: Array, axis: int) -> None:
+        """Back again, in place."""
+        raise NotImplementedError
+
+    def unreal(self, data: Array, n: int, axis: int, out: Array) -> None:
+        """Real lines from half their spectrum."""
+        raise NotImplementedError
+
+
+class _NumpyFft(ByLines):
     """numpy.fft: one thread, works in place without memory of its own."""
 
     def real(self, data: Array, n: int, axis: int, out: Array) -> None:
@@ -109,7 +169,7 @@ class _NumpyFft:
         np.fft.irfft(data, n, axis, NORM, out=out)
 
 
-class _ScipyFft:
+class _ScipyFft(ByLines):
     """scipy.fft: several lines at once in vector registers, several threads; results are new arrays."""
 
     def __init__(self, workers: int) -> None:
@@ -136,7 +196,7 @@ class _ScipyFft:
             target[...] = result
 
 
-def library(name: str, threads: int) -> Library:
+def library(name: str, threads: int) -> ByLines:
     """The transforms of `"numpy"` or `"scipy"`; the latter is imported here and nowhere else."""
     return _ScipyFft(threads) if name == "scipy" else _NumpyFft()
 
@@ -150,40 +210,6 @@ def library_elements(name: str, box: int) -> int:
     """Real elements the library allocates itself to transform boxes of so many elements."""
     # SciPy gives new arrays, as large as the spectrum, and pads its input in a copy; NumPy is told where to write
     return 2 * box + 2 * (box + box // 8) if name == "scipy" else 0
-
-
-def transform(fft: Library, data: Array, spectrum: Array, sizes: Sequence[int]) -> None:
-    """Spectrum (..., half shape) of real `data` (..., extents) at the low corner of a box of `sizes`.
-
-    Lines that are nothing but zeros are not transformed.
-    """
-    rank = len(sizes)
-    extents = data.shape[-rank:]
-    filled = tuple(slice(0, extent) for extent in extents[:-1])
-    corner = last_axes(spectrum, *filled, slice(None))
-    fft.real(data, sizes[-1], data.ndim - 1, corner)
-    for axis in range(rank - 2, -1, -1):
-        filled = tuple(slice(0, extent) for extent in extents[:axis])
-        behind = (slice(None),) * (rank - axis - 1)
-        part = last_axes(spectrum, *filled, slice(None), *behind)
-        last_axes(part, slice(extents[axis], None), *behind)[...] = 0
-        fft.forward(part, part.ndim - rank + axis)
-
-
-def untransform(fft: Library, spectrum: Array, box: Array, sizes: Sequence[int], wanted: Sequence[slice]) -> Array:
-    """The `wanted` window of the real box whose spectrum is given, as a view of `box` (..., sizes).
-
-    The spectrum is overwritten; lines outside the window are not transformed.
-    """
-    rank = len(sizes)
-    part = spectrum
-    for axis in range(rank - 1):
-        at = part.ndim - rank + axis
-        fft.backward(part, at)
-        part = last_axes(part, wanted[axis], *(slice(None),) * (rank - axis - 1))
-    rows = last_axes(box, *wanted[:-1], slice(None))
-    fft.unreal(part, sizes[-1], part.ndim - 1, rows)
-    return last_axes(rows, wanted[-1])
 
 
 # Filters ------------------------------------------------------------------------------------------
@@ -205,6 +231,28 @@ def load_filters(filters: Array, spread: Array, spec: ConvSpec) -> None:
 # Products -----------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class ProductCosts:
+    """Seconds: a complex multiply-add term by term, a small matrix product, a multiply-add inside it, and per number
+    brought into or out of the order of matrix products."""
+
+    term_s: float
+    matrix_s: float
+    matrix_term_s: float
+    copy_s: float
+
+
+CPU_COSTS = ProductCosts(1.6e-9, 0.35e-6, 0.20e-9, 7e-9)
+
+Matmul = Callable[[Array, Array, Array], Any]
+"""`(a, b, out)`, on stacks of matrices that may lie by rows or by columns."""
+
+
+def numpy_matmul(a: Array, b: Array, out: Array) -> None:
+    """NumPy's."""
+    np.matmul(a, b, out=out)
+
+
 class Product:
     """The sum over channels (or, for wgrad, over boxes) at every frequency.
 
@@ -213,27 +261,30 @@ class Product:
     frequencies first: (frequencies, groups, boxes, channels per group) and (frequencies, groups, K/groups, C/groups).
     """
 
-    TERM_S = 1.6e-9  # per complex multiply-add, term by term
-    MATRIX_S = 0.35e-6  # one small matrix product
-    MATRIX_TERM_S = 0.20e-9  # per complex multiply-add inside it
-    COPY_S = 7e-9  # per complex number brought into or out of the order of matrix products
-
-    def __init__(self, spec: ConvSpec, frequencies: int, boxes: int) -> None:
+    def __init__(
+        self,
+        spec: ConvSpec,
+        frequencies: int,
+        boxes: int,
+        costs: ProductCosts = CPU_COSTS,
+        matmul: Matmul = numpy_matmul,
+    ) -> None:
+        self._matmul = matmul
         self._op = spec.op
         self._groups = spec.groups
         self._channels, self._kernels = spec.in_channels // spec.groups, spec.out_channels // spec.groups
         self.frequencies = frequencies
         self.summed = {Op.FPROP: self._channels, Op.DGRAD: self._kernels, Op.WGRAD: boxes}[spec.op]
-        terms, matrices = self._costs(boxes, fixed=spec.fixed)
+        terms, matrices = self._seconds(boxes, costs, fixed=spec.fixed)
         self.by_terms = terms <= matrices
         self.seconds = min(terms, matrices)  # for all boxes
 
-    def _costs(self, boxes: int, *, fixed: bool) -> tuple[float, float]:
+    def _seconds(self, boxes: int, costs: ProductCosts, *, fixed: bool) -> tuple[float, float]:
         sites = self.frequencies * self._groups
         terms = boxes * self._channels * self._kernels
         copied = boxes * (self._channels + self._kernels) + (0 if fixed else self._channels * self._kernels)
-        by_matrices = self.MATRIX_S + terms * self.MATRIX_TERM_S + copied * self.COPY_S
-        return sites * terms * self.TERM_S, sites * by_matrices
+        by_matrices = costs.matrix_s + terms * costs.matrix_term_s + copied * costs.copy_s
+        return sites * terms * costs.term_s, sites * by_matrices
 
     def box_shape(self, boxes: int, channels: int) -> tuple[int, ...]:
         """Shape in which a product takes or gives the spectra of boxes."""
@@ -263,7 +314,7 @@ class Product:
     def multiply(self, data: Array, filters: Array, out: Array, term: Array) -> None:
         """fprop and dgrad: boxes times filters into boxes, all in a product's order; `term` is like `out`."""
         if not self.by_terms:
-            np.matmul(data, filters.swapaxes(-1, -2) if self._op is Op.FPROP else filters, out=out)
+            self._matmul(data, filters.swapaxes(-1, -2) if self._op is Op.FPROP else filters, out)
             return
         left, right, result = self.box_view(data), self.filter_view(filters), self.box_view(out)
         scratch = self.box_view(term) if self.summed > 1 else result
@@ -276,7 +327,7 @@ class Product:
     def accumulate(self, image: Array, gradient: Array, total: Array, term: Array, *, first: bool) -> None:
         """wgrad: add the sum over some boxes to `total`, or begin it."""
         if not self.by_terms:
-            np.matmul(gradient.swapaxes(-1, -2), image, out=total if first else term)
+            self._matmul(gradient.swapaxes(-1, -2), image, total if first else term)
             if not first:
                 total += term
             return

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ __all__ = [
     "reversed_taps",
     "sees_nothing",
     "split_channels",
+    "strided",
     "tap_windows",
     "taps_in_order",
     "ufunc_bytes",
@@ -74,6 +76,14 @@ def last_axes(array: Array, *parts: Any) -> Array:
     """View with `parts`, slices or positions, on the last axes and everything of the ones before."""
     index: Any = (..., *parts)
     view: Array = array[index]
+    return view
+
+
+def strided(array: Array, shape: Sequence[int], strides: Sequence[int]) -> Array:
+    """View of NumPy's or CuPy's `array` with other strides (in bytes), for reading: windows may overlap."""
+    # CuPy's as_strided is not reached by NumPy's protocols, and its sliding_window_view waits for the device
+    xp: Any = np if isinstance(array, np.ndarray) else import_module("cupy")
+    view: Array = xp.lib.stride_tricks.as_strided(array, shape, strides)
     return view
 
 

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
+from math import prod
 
 import numpy as np
 import pytest
 
 from autoconv import testing
+from autoconv.arrays import Array
 from autoconv.device import cpu
 from autoconv.evidence import Config
 from autoconv.impls import _overlap, _spectra
-from autoconv.impls.cpu.fft import Fft, cut_whole
+from autoconv.impls._cuts import cut_tiles, cut_whole
+from autoconv.impls.cpu import fft as cpu_fft
+from autoconv.impls.cpu.fft import Fft
 from autoconv.impls.cpu.fft_tiled import TiledFft
+from autoconv.planning import Workspace
 from autoconv.spec import ConvSpec
 
 OPS = ("fprop", "dgrad", "wgrad")
@@ -106,9 +114,9 @@ def test_tile_seams(op: str, tile: int) -> None:
 def test_both_products_in_many_small_blocks(
     op: str, by_terms: bool, implementation: Fft | TiledFft, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_spectra.Product, "MATRIX_S", 1e9 if by_terms else 0.0)
-    monkeypatch.setattr(_spectra.Product, "TERM_S", 0.0 if by_terms else 1e9)
-    monkeypatch.setattr(_overlap, "BLOCK_BYTES", 4096)
+    costs = replace(_spectra.CPU_COSTS, matrix_s=1e9 if by_terms else 0.0, term_s=0.0 if by_terms else 1e9)
+    monkeypatch.setattr(_spectra, "CPU_COSTS", costs)
+    monkeypatch.setattr(cpu_fft, "BLOCK_BYTES", 4096)
     spec = ConvSpec.parse(f"{op} n3c6 14x12 k4 3x4 p2 s1 d1 g2 conv nchw f64")
     rng = np.random.default_rng(6)
     a, b = testing.operands(spec, rng)
@@ -133,3 +141,62 @@ def test_float32_stays_float32() -> None:
     expected = np.fft.rfft(data, 16, norm="ortho")
     assert np.array_equal(spectrum, expected)
     assert expected.dtype == np.complex64
+
+
+class WholeBoxes:
+    """Transforms that want boxes with their zeros, as those on a GPU do; unscaled."""
+
+    padded = True
+
+    def scale(self, sizes: Sequence[int]) -> float:
+        return 1 / prod(sizes)
+
+    def transform(self, data: Array, spectrum: Array, sizes: Sequence[int]) -> None:
+        assert data.flags.c_contiguous
+        assert data.shape[2:] == tuple(sizes)
+        spectrum[...] = np.fft.rfftn(data, axes=range(2, data.ndim))
+
+    def untransform(self, spectrum: Array, box: Array, sizes: Sequence[int], wanted: Sequence[slice]) -> Array:
+        assert spectrum.flags.c_contiguous
+        box[...] = np.fft.irfftn(spectrum, sizes, range(2, spectrum.ndim)) * prod(sizes)
+        return box[(..., *wanted)]
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("tile", [0, 8, 12])
+@pytest.mark.parametrize("by_terms", [True, False])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "n3c4 23 k4 4 p2:1 d2 g2 conv nchw",
+        "n2c2 23x17 k3 3x2 p1:3,2 d2,1 corr nhwc",
+        "n1c2 9x8x10 k2 2x3x3 p1 conv chwn",
+    ],
+)
+def test_transforms_of_whole_boxes(op: str, tile: int, by_terms: bool, text: str) -> None:
+    spec = ConvSpec.parse(f"{op} {text} f64")
+    costs = replace(_spectra.CPU_COSTS, matrix_s=1e9 if by_terms else 0.0, term_s=0.0 if by_terms else 1e9)
+    engine = _overlap.Engine(1 << 15, padded=True, costs=costs, own_bytes=lambda *sizes: 0)
+    cut = cut_tiles(spec, tile) if tile else cut_whole(spec, exact=False)
+    runner = _overlap.SpectralRunner(spec, cut, engine, WholeBoxes())
+    a, b = testing.operands(spec, np.random.default_rng(9))
+    out = np.full(spec.result_shape, np.nan)
+    runner(a, b, out, Workspace())
+    assert testing.relative_error(out, testing.reference(spec, a, b)) < 1e-12
+    if op != "wgrad":
+        bound, again = runner.bind(b), np.full(spec.result_shape, np.nan)
+        bound(a, again, Workspace())
+        assert np.array_equal(out, again)
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 7, 11, 60, 1000])
+def test_blocks_hold_every_box_once(most: int) -> None:
+    cut = cut_tiles(ConvSpec.parse("fprop n3c1 20x9x13 k1 3x3x3"), 8)
+    seen = [
+        (image, *place)
+        for block in cut.blocks(3, most)
+        for image in range(block.first, block.last)
+        for place in product(*map(range, block.begins, block.ends))
+    ]
+    assert len(seen) == len(set(seen)) == 3 * cut.boxes
+    assert max(block.count for block in cut.blocks(3, most)) <= most

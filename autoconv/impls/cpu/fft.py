@@ -15,18 +15,34 @@ product of 2, 3 and 5. `lib=scipy` uses SciPy's transforms with the device's thr
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import log2, prod
 
 from autoconv.device import Device
 from autoconv.evidence import Config
 from autoconv.implementation import Context
 from autoconv.impls import _overlap, _spectra
-from autoconv.impls._overlap import Axis, Cut
+from autoconv.impls._cuts import Cut, cut_whole
+from autoconv.impls._tiles import sees_nothing, ufunc_bytes
 from autoconv.impls.cpu._blas import BlasImplementation, guarded
 from autoconv.planning import Runner
-from autoconv.spec import LAYOUTS, ConvSpec, Op
+from autoconv.spec import LAYOUTS, ConvSpec
 
 SIZES = ("padded", "unpadded")
 LIBRARIES = ("numpy", "scipy")
+BLOCK_BYTES = 8 << 20  # spectra of one block of boxes: what a shared cache holds, unless the filters' are larger
+ELEMENT_S = {"numpy": 0.55e-9, "scipy": 0.5e-9}  # per element of a box and halving of its size; one thread
+LINE_S = {"numpy": 0.17e-6, "scipy": 0.02e-6}  # one line along one axis
+COPY_S = 1.0e-9  # per element cut or put back
+CALL_S = {"numpy": 90e-6, "scipy": 160e-6}  # views and library calls of one block
+
+
+def engine(library: str) -> _overlap.Engine:
+    """NumPy's arithmetic, with the transforms of `library`."""
+
+    def own_bytes(transform: int, products: int, itemsize: int) -> int:
+        return _spectra.library_elements(library, transform) * itemsize + ufunc_bytes(products, 2 * itemsize)
+
+    return _overlap.Engine(BLOCK_BYTES, padded=False, costs=_spectra.CPU_COSTS, own_bytes=own_bytes)
 
 
 class SpectralImplementation(BlasImplementation):
@@ -56,6 +72,38 @@ class SpectralImplementation(BlasImplementation):
             yield lib in LIBRARIES, f"knows the libraries {' and '.join(LIBRARIES)}, got {lib!r}"
             yield _spectra.installed(str(lib)), "needs SciPy, which is not installed (pip install autoconv[cpu])"
 
+    def cut(self, spec: ConvSpec, config: Config) -> Cut:
+        """How `config` cuts the operands."""
+        raise NotImplementedError
+
+    def workspace_bytes(self, spec: ConvSpec, device: Device, config: Config) -> int:
+        """The spectra of the filters and of a block of boxes, twice where they are reordered."""
+        return _overlap.workspace_bytes(spec, self.cut(spec, config), engine(str(config.get("lib", "numpy"))))
+
+    def estimate_s(self, spec: ConvSpec, device: Device, config: Config) -> float:
+        """Transforms, products, and the copies in and out of boxes."""
+        library = str(config.get("lib", "numpy"))
+        if sees_nothing(spec):
+            return CALL_S[library]
+        cut = self.cut(spec, config)
+        layout = _overlap.Layout(spec, cut, engine(library))
+        box = prod(cut.sizes)
+        halvings = sum(log2(max(size, 2)) * _spectra.awkwardness(size) for size in cut.sizes)
+        channels = layout.count * (layout.into + layout.outof)
+        filters = 0 if spec.fixed else spec.out_channels * spec.filter_shape[1]
+        per_box = box * halvings * ELEMENT_S[library] + sum(box / size for size in cut.sizes) * LINE_S[library] * 0.6
+        lines = (channels + filters * 0.7) * per_box
+        if library == "scipy":
+            lines /= min(device.threads, 8) ** 0.8
+        copies = channels * box * COPY_S * (1 if cut.whole else 2)
+        return float(lines + copies + layout.product.seconds + -(-layout.count // layout.most) * CALL_S[library])
+
+    def prepare(self, spec: ConvSpec, config: Config, context: Context) -> Runner:
+        """Lay out the boxes."""
+        library, device = str(config.get("lib", "numpy")), context.device
+        fft = _spectra.library(library, device.threads)
+        return guarded(_overlap.SpectralRunner(spec, self.cut(spec, config), engine(library), fft), device)
+
 
 class Fft(SpectralImplementation):
     """Every operation at stride 1, any rank, padding, dilation and groups."""
@@ -80,45 +128,6 @@ class Fft(SpectralImplementation):
             sizes.append("unpadded")
         return tuple(Config(lib=lib, size=size) for lib in LIBRARIES for size in sizes)
 
-    def workspace_bytes(self, spec: ConvSpec, device: Device, config: Config) -> int:
-        """The spectra of the filters and of a block of images, twice where they are reordered."""
-        return _overlap.workspace_bytes(spec, _cut(spec, config), str(config.get("lib", "numpy")))
-
-    def estimate_s(self, spec: ConvSpec, device: Device, config: Config) -> float:
-        """Transforms and products."""
-        return _overlap.estimate_s(spec, device, _cut(spec, config), str(config.get("lib", "numpy")))
-
-    def prepare(self, spec: ConvSpec, config: Config, context: Context) -> Runner:
-        """Choose the transforms' size."""
-        lib = str(config.get("lib", "numpy"))
-        threads = context.device.threads
-        return guarded(_overlap.SpectralRunner(spec, _cut(spec, config), lib, threads), context.device)
-
-
-def _cut(spec: ConvSpec, config: Config) -> Cut:
-    return cut_whole(spec, exact=config.get("size") == "unpadded")
-
-
-def cut_whole(spec: ConvSpec, *, exact: bool) -> Cut:
-    """One box per image, of the least size that does, or of the next fast one."""
-    return Cut(tuple(_axis(spec, axis, exact=exact) for axis in range(spec.rank)), whole=True)
-
-
-def _axis(spec: ConvSpec, axis: int, *, exact: bool) -> Axis:
-    pad, dilation, kernel = spec.padding[axis][0], spec.dilation[axis], spec.kernel[axis]
-    image, out, reach = spec.in_spatial[axis], spec.output_spatial[axis], (kernel - 1) * dilation
-    # the results are entries `first + step * i`, i < count, of the full convolution of two sequences
-    data, other, first, count, step = {
-        Op.FPROP: (image, reach + 1, reach - pad, out, 1),
-        Op.DGRAD: (out, reach + 1, pad, image, 1),
-        Op.WGRAD: (image, out, out - 1 - pad, kernel, dilation),
-    }[spec.op]
-    full = data + other - 1
-    low = max(0, -(first // step))  # entries before the first and behind the last are zero: padding alone
-    high = min(count, (full - 1 - first) // step + 1)
-    begin, end = first + step * low, first + step * (high - 1) + 1
-    # an entry may not meet what lies one size further on, and both operands have to fit
-    size = max(end, full - begin, data, other) if low < high else 1
-    if not exact:
-        size = _spectra.fast_size(size, even=axis == spec.rank - 1)
-    return Axis(size, 1, 0, 0, data, out, slice(begin, max(end, begin), step), slice(low, max(high, low)))
+    def cut(self, spec: ConvSpec, config: Config) -> Cut:
+        """One box per image."""
+        return cut_whole(spec, exact=config.get("size") == "unpadded")
