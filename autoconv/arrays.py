@@ -21,6 +21,7 @@ __all__ = [
     "as_numpy",
     "axis_order",
     "conform",
+    "conforms",
     "dense_strides",
     "empty",
     "is_dense",
@@ -86,9 +87,14 @@ def dense_strides(shape: Sequence[int], layout: str, itemsize: int) -> tuple[int
     return tuple(strides)
 
 
+def conforms(array: Array, layout: str, dtype: np.dtype[Any]) -> bool:
+    """Whether `array` is dense in `layout`, aligned and of `dtype` in this machine's byte order."""
+    return array.dtype == dtype and array.dtype.isnative and array.flags.aligned and is_dense(array, layout)
+
+
 def conform(array: Array, layout: str, dtype: np.dtype[Any]) -> Array:
     """`array` itself when dense in `layout`, aligned and of `dtype`; else a copy that is."""
-    if array.dtype == dtype and array.dtype.isnative and array.flags.aligned and is_dense(array, layout):
+    if conforms(array, layout, dtype):
         return array
     copy = empty(array.shape, layout, dtype)
     np.copyto(copy, array)
