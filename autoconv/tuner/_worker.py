@@ -20,17 +20,18 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from autoconv import arrays
 from autoconv.device import Device
 from autoconv.errors import BackendMissing, NoImplementation
 from autoconv.evidence import Choice
-from autoconv.planning import Workspace
+from autoconv.places import Place, place_of
 from autoconv.registry import Registry
 from autoconv.spec import ConvSpec, Op
 from autoconv.tuner.arena import Arena
+from autoconv.tuner.gpu_trouble import PoolGrowth, free_pool, is_lost, is_out_of_memory
 from autoconv.tuner.operands import GuardedWorkspace
 from autoconv.tuner.verify import Run, as_used
 from autoconv.tuner.wire import IDLE_S, Channel, Message
+from autoconv.workspace import Workspace
 
 REPEATS = 3  # further calls while the number of threads grows: in the first two a pool may fill, later it leaks
 REPEAT_BELOW_S = 50e-3  # of processor time: longer calls are not repeated, nobody should wait for it
@@ -83,14 +84,22 @@ def _serve(channel: Channel, message: Message, descriptor: int) -> None:
         answer = {"event": "refused", "text": str(refusal), "refusals": dict(refusal.refusals)}
     except BackendMissing as missing:
         answer = {"event": "missing", "text": str(missing)}
-    except MemoryError as error:
-        answer = {"event": "oom", "text": f"MemoryError: {error}"}
     except BaseException as error:  # SystemExit too: whatever it raises is its own row's business
-        answer = {"event": "failed", "text": f"{type(error).__name__}: {error}"}
+        answer = {"event": _name_of(error, message), "text": f"{type(error).__name__}: {error}"}
     finally:
         if arena is not None:
             arena.close()
     channel.send(answer)
+
+
+def _name_of(error: BaseException, message: Message) -> str:
+    """What the error of a trial means for its row."""
+    if is_out_of_memory(error):
+        return "oom"
+    try:
+        return "crashed" if is_lost(place_of(Device(**message["device"]))) else "failed"
+    except (BackendMissing, KeyError, TypeError):
+        return "failed"
 
 
 def _try(channel: Channel, spec: ConvSpec, arena: Arena, message: Message) -> dict[str, Any]:
@@ -103,20 +112,26 @@ def _try(channel: Channel, spec: ConvSpec, arena: Arena, message: Message) -> di
     except Exception as error:
         return {"event": "stranger", "text": f"{type(error).__name__}: {error}"}
     threads = [_threads()]
-    built = registry.build(spec, device, choice)
-    run = as_used(spec, device, built, arena.a, arena.b)
-    channel.send({"event": "prepared", "choice": built.choice.to_json()})
-    memory = _Memory()
-    workspace = GuardedWorkspace()
-    started, worked = time.perf_counter(), time.process_time()
-    run(arena.out, workspace)
-    seconds, worked = time.perf_counter() - started, time.process_time() - worked
-    extra_bytes = memory.grown_bytes() - workspace.peak_bytes
-    threads.append(_threads())
-    if worked < REPEAT_BELOW_S:
-        _repeat(run, spec, threads)
-    del run, built, registry
+    place = place_of(device)
+    with place.current():
+        built = registry.build(spec, device, choice)
+        mirror = arena.mirror(place)
+        run = as_used(spec, device, built, mirror.a, mirror.b)
+        channel.send({"event": "prepared", "choice": built.choice.to_json()})
+        memory = _Memory() if device.kind == "cpu" else PoolGrowth(place)
+        workspace = GuardedWorkspace(place)
+        started, worked = time.perf_counter(), time.process_time()
+        run(mirror.out, workspace)
+        place.synchronize()
+        seconds, worked = time.perf_counter() - started, time.process_time() - worked
+        extra_bytes = memory.grown_bytes() - workspace.peak_bytes
+        mirror.take_back()
+        threads.append(_threads())
+        if worked < REPEAT_BELOW_S:
+            _repeat(run, spec, threads, place)
+    del run, built, registry, mirror
     gc.collect()
+    free_pool(place)
     return {
         "event": "done",
         "seconds": seconds,
@@ -127,12 +142,14 @@ def _try(channel: Channel, spec: ConvSpec, arena: Arena, message: Message) -> di
     }
 
 
-def _repeat(run: Run, spec: ConvSpec, threads: list[int]) -> None:
+def _repeat(run: Run, spec: ConvSpec, threads: list[int], place: Place) -> None:
     """Call again in ordinary memory, as it will be used, and count threads."""
     layout = "nchw" if spec.op is Op.WGRAD else spec.layout
-    out, workspace = arrays.empty(spec.result_shape, layout, spec.np_dtype), Workspace()
+    out = place.empty(spec.result_shape, layout, spec.np_dtype)
+    workspace = Workspace() if place.device.kind == "cpu" else place.workspace()
     for _ in range(REPEATS):
         run(out, workspace)
+        place.synchronize()
         threads.append(_threads())
         if threads[-1] <= threads[-2]:
             break

@@ -9,17 +9,21 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 
 from autoconv import arrays
 from autoconv.arrays import Array
-from autoconv.planning import ALIGNMENT
+from autoconv.places import Place
 from autoconv.spec import ConvSpec, Op
 from autoconv.tuner.operands import GUARD, GUARD_BYTES, POISON, SKEW
+from autoconv.workspace import ALIGNMENT
 
-__all__ = ["Arena"]
+__all__ = ["Arena", "Mirror"]
 
 FORBIDDEN_BYTES = 1 << 20  # on either side of an array; they take address space, not memory
 PROT_NONE = 0
@@ -55,6 +59,8 @@ class Arena:
                 self._bytes[start:first] = self._bytes[last:end] = GUARD
         else:
             self._forbid()
+        self._forms = forms
+        self._dtype = spec.np_dtype
         self.a, self.b, self.out = (
             np.ndarray(
                 shape, spec.np_dtype, self._bytes[first:last], 0, arrays.dense_strides(shape, layout, spec.itemsize)
@@ -80,6 +86,22 @@ class Arena:
                 return name
         return ""
 
+    def mirror(self, place: Place) -> Mirror:
+        """The same arrays and guards in the memory of `place`; the arena itself on the CPU."""
+        if place.device.kind == "cpu":
+            return Mirror(self.a, self.b, self.out, lambda: None)
+        blocks = [place.from_host(self._bytes[start:end]) for start, _, _, end in self._places]
+        a, b, out = (
+            arrays.as_layout(block[first - start : last - start].view(self._dtype), shape, layout)
+            for block, (shape, layout), (start, first, last, _) in zip(blocks, self._forms, self._places, strict=True)
+        )
+
+        def take_back() -> None:
+            for block, (start, _, _, end) in zip(blocks, self._places, strict=True):
+                self._bytes[start:end] = place.to_host(block)
+
+        return Mirror(a, b, out, take_back)
+
     def close(self) -> None:
         """Give the memory back as soon as nobody looks at it any more."""
         os.close(self.descriptor)
@@ -93,6 +115,16 @@ class Arena:
             if protect(base + begins, start - begins, PROT_NONE):
                 raise OSError(ctypes.get_errno(), "mprotect")
             begins = end
+
+
+@dataclass(frozen=True, slots=True)
+class Mirror:
+    """An arena's arrays where a candidate works; `take_back` brings what it left of them, and of their guards, home."""
+
+    a: Any
+    b: Any
+    out: Any
+    take_back: Callable[[], None]
 
 
 def _new_memory(size: int) -> int:

@@ -218,7 +218,11 @@ def _ask(worker: Worker, request: Message, arena: Arena, allowance: Allowance) -
     most_bytes = worker.resident_bytes() + min(room, int(MOST_OF_FREE * available_bytes()))
     worker.ask(request, arena.descriptor)
     answer = worker.hear(PREPARE_S, most_bytes)
-    return worker.hear(allowance.run_s, most_bytes) if answer.get("event") == "prepared" else answer
+    if answer.get("event") == "prepared":
+        answer = worker.hear(allowance.run_s, most_bytes)
+    if answer.get("event") == "crashed":  # its process lives, but the GPU's context is lost: no use to the next one
+        raise Ended("crashed", str(answer.get("text", "")))
+    return answer
 
 
 def _restore(copy: Array, original: Array) -> bool:

@@ -11,18 +11,19 @@ from typing import Any
 
 import numpy as np
 
-from autoconv import arrays
-from autoconv.arrays import Array
 from autoconv.device import Device
 from autoconv.errors import BackendMissing, NoImplementation
 from autoconv.evidence import Choice, Limits, Measurement
 from autoconv.implementation import Built
-from autoconv.planning import Workspace
+from autoconv.places import place_of
 from autoconv.registry import Candidate, Registry
 from autoconv.spec import ConvSpec, Op
 from autoconv.tuner.containment import Allowance, Box, Trial, Unfit, cannot_contain
-from autoconv.tuner.timing import HOPELESS, Contestant, Timer, clocked, spread_of
+from autoconv.tuner.cuda_timing import EventSampler, Stopwatch
+from autoconv.tuner.gpu_trouble import free_pool, is_out_of_memory
+from autoconv.tuner.timing import HOPELESS, MAX_LOOPS, Contestant, Timer, clocked, spread_of
 from autoconv.tuner.verify import Judge, Verdict
+from autoconv.workspace import Workspace
 
 __all__ = ["Entrant", "Stand", "Terms", "placed"]
 
@@ -90,15 +91,23 @@ class Stand:
         self._race = race
         self._stamp = stamp
         self._box = Box(registry, spec, device)
-        self._workspace = Workspace()  # not the thread's, which would keep the greediest candidate's memory for good
+        self._place = place_of(device)
+        self._workspace: Workspace
+        self._stopwatch: Stopwatch | None = None
         self._judge: Judge
-        self._out: Array
+        self._out: Any
 
     def open(self) -> None:
         """Make operands, their reference, and room for results; rows alone need none of it."""
         self._judge = Judge(self._spec, self._device)
         layout = "nchw" if self._spec.op is Op.WGRAD else self._spec.layout
-        self._out = arrays.empty(self._spec.result_shape, layout, self._spec.np_dtype)
+        with self._place.current():
+            self._out = self._place.empty(self._spec.result_shape, layout, self._spec.np_dtype)
+        if self._device.kind == "cpu":
+            self._workspace = Workspace()  # not the thread's, which would keep the greediest candidate's for good
+        else:
+            self._workspace = self._place.workspace()
+            self._stopwatch = Stopwatch(self._device, self._timer.clock)
 
     def start_workers(self, choices: Sequence[Choice]) -> None:
         """Let workers for the first runs of `choices` start."""
@@ -110,6 +119,8 @@ class Stand:
 
     def close(self) -> None:
         """The race is over."""
+        self._stopwatch = None
+        free_pool(self._place)
         self._box.relax()
 
     def try_out(
@@ -125,13 +136,16 @@ class Stand:
             if trial is not None and trial.status != "ok":
                 entrant.status, entrant.reason, entrant.error = trial.status, trial.reason, trial.error
                 return entrant
-            built = self._registry.build(self._spec, self._device, entrant.choice, plan_child)
-            entrant.built, entrant.choice = built, built.choice
-            self._try(entrant, built, terms, trial)
+            with self._place.current():
+                built = self._registry.build(self._spec, self._device, entrant.choice, plan_child)
+                entrant.built, entrant.choice = built, built.choice
+                self._try(entrant, built, terms, trial)
         except (BackendMissing, NoImplementation):
             raise
         except (Exception, SystemExit) as error:  # whatever it raises is its own row's business
             _fail(entrant, error)
+        if entrant.status == "oom":
+            free_pool(self._place)  # the others' turn: what the failure left there may be too small for them
         return entrant
 
     def _contained(self, entrant: Entrant, plan_child: Callable[[ConvSpec], Built], terms: Terms) -> Trial | None:
@@ -180,9 +194,10 @@ class Stand:
             return
         contestant = Contestant(
             str(built.choice),
-            sample=clocked(lambda: run(self._out, self._workspace), clock),
+            sample=self._sampler(lambda: run(self._out, self._workspace)),
             runtimes=self._runtimes(built.choice),
             allowed=self._limits.refuses(self.row(entrant)) is None,
+            most_loops=MAX_LOOPS if self._stopwatch is None else 1,
         )
         if verdict.seconds >= SLOW_CALL_S and clock() >= terms.deadline:  # no time for more
             contestant.samples.append(verdict.seconds)
@@ -190,7 +205,7 @@ class Stand:
             return
         self._out[...] = np.nan
         seconds = contestant.sample(1)  # in the memory it will be used with: also the warm-up
-        _, fault = self._judge.values(self._out, built.tags)
+        _, fault = self._judge.values(self._place.to_host(self._out), built.tags)
         if fault:
             entrant.status, entrant.reason = "wrong", f"right among guards, but then: {fault}"
             return
@@ -201,6 +216,10 @@ class Stand:
         else:
             self._timer.first_sample(contestant, best_s)
         entrant.contestant = contestant
+
+    def _sampler(self, call: Callable[[], None]) -> Callable[[int], float]:
+        """How calls are timed: by the device's events, or by this process's clock."""
+        return clocked(call, self._timer.clock) if self._stopwatch is None else EventSampler(self._stopwatch, call)
 
     def _runtimes(self, choice: Choice) -> tuple[str, ...]:
         """The thread pools a choice uses, its children's included."""
@@ -214,6 +233,8 @@ class Stand:
         known: dict[str, Any] = {}
         if built is not None:
             known = {"workspace_bytes": built.workspace_bytes + entrant.extra_bytes, "tags": built.tags}
+        if entrant.contestant is not None and isinstance(entrant.contestant.sample, EventSampler):
+            known["enqueue_s"] = entrant.contestant.sample.enqueue_s
         return Measurement(
             spec=str(self._spec),
             device=self._device.fingerprint,
@@ -242,7 +263,7 @@ def _greed(entrant: Entrant) -> str:
 
 
 def _fail(entrant: Entrant, error: BaseException) -> None:
-    entrant.status = "oom" if isinstance(error, MemoryError) else "failed"
+    entrant.status = "oom" if is_out_of_memory(error) else "failed"
     entrant.reason = f"{type(error).__name__}: {error}"
     entrant.contestant = None
 

@@ -11,8 +11,10 @@ import numpy as np
 
 from autoconv import arrays
 from autoconv.arrays import Array
-from autoconv.planning import ALIGNMENT, Workspace
+from autoconv.device import cpu
+from autoconv.places import Place, place_of
 from autoconv.spec import ConvSpec, Op
+from autoconv.workspace import ALIGNMENT, Workspace
 
 __all__ = ["GuardedResult", "GuardedWorkspace", "Operands"]
 
@@ -20,24 +22,32 @@ GUARD_BYTES = 512  # on either side: a vector store or a row that runs over land
 GUARD = 0xA5
 POISON = 0xFF  # every float made of these bytes is a NaN, so a value that was never written shows
 SKEW = 16  # what NumPy's own allocations are aligned to; a kernel that needs more must not get it by luck
+DEVICE_ALIGNMENT = 256  # of the pieces of a GPU's workspace
 SLACK_BYTES = 4096  # declared workspace need not count the rounding of every piece
 
 
 class Operands:
-    """The two operands of a spec, uniform on [-1, 1): the same in every process, or others with another `seed`."""
+    """The two operands of a spec, uniform on [-1, 1): the same in every process, or others with another `seed`.
 
-    def __init__(self, spec: ConvSpec, seed: int = 0) -> None:
+    `a` and `b` are NumPy's, drawn on the CPU, where their reference is computed; `placed` are the same in `place`, to
+    be worked on: themselves there, copies on a GPU.
+    """
+
+    def __init__(self, spec: ConvSpec, seed: int = 0, place: Place | None = None) -> None:
         self._spec = spec
         self._seed = seed
+        self._place = place or place_of(cpu())
         self.a, self.b = self._draw()
-        self._marks = self._checksums()
+        self.placed = self._place.from_host(self.a), self._place.from_host(self.b)
+        self._marks = _checksum(self.a), _checksum(self.b)
 
     def restore_if_changed(self) -> bool:
         """Whether somebody wrote on an operand; if so, it has its values back afterwards."""
-        if self._checksums() == self._marks:
+        # checksums, not copies: large problems should fit twice into what they need once
+        if tuple(_checksum(self._place.to_host(array)) for array in self.placed) == self._marks:
             return False
-        for array, fresh in zip((self.a, self.b), self._draw(), strict=True):
-            np.copyto(array, fresh)
+        for array, fresh in zip(self.placed, self._draw(), strict=True):
+            array[...] = self._place.from_host(fresh)
         return True
 
     def _draw(self) -> tuple[Array, Array]:
@@ -54,10 +64,6 @@ class Operands:
             row = rng.random((*second[:2], *(taps if i == axis else 1 for i in range(spec.rank))))
             filters = filters * (2 * row - 1)
         return a, filters.astype(spec.np_dtype)
-
-    def _checksums(self) -> tuple[int, int]:
-        # checksums, not copies: large problems should fit twice into what they need once
-        return _checksum(self.a), _checksum(self.b)
 
 
 def _uniform(shape: Sequence[int], layout: str, dtype: np.dtype[Any], rng: np.random.Generator) -> Array:
@@ -77,11 +83,11 @@ def _checksum(array: Array) -> int:
 class GuardedResult:
     """Room for a result between guards, every element a NaN."""
 
-    def __init__(self, spec: ConvSpec) -> None:
+    def __init__(self, spec: ConvSpec, place: Place | None = None) -> None:
         layout = "nchw" if spec.op is Op.WGRAD else spec.layout
         shape, dtype = spec.result_shape, spec.np_dtype
-        self._piece = _GuardedBytes(prod(shape) * dtype.itemsize, SKEW)
-        self.array: Array = arrays.as_layout(self._piece.inside.view(dtype), shape, layout)
+        self._piece = _GuardedBytes(prod(shape) * dtype.itemsize, SKEW, place)
+        self.array: Any = arrays.as_layout(self._piece.inside.view(dtype), shape, layout)
 
     @property
     def trespassed(self) -> bool:
@@ -92,22 +98,22 @@ class GuardedResult:
 class GuardedWorkspace(Workspace):
     """A workspace whose pieces lie apart between guards, poisoned, and that counts what is taken."""
 
-    __slots__ = ("_pieces", "peak_bytes", "trespassed")
+    __slots__ = ("_pieces", "_place", "peak_bytes", "trespassed")
 
-    def __init__(self) -> None:
+    def __init__(self, place: Place | None = None) -> None:
         super().__init__()
+        self._place = place
         self._pieces: list[_GuardedBytes] = []
         self.peak_bytes = 0
         self.trespassed = False
 
-    def take(self, shape: Sequence[int] | int, dtype: Any = np.uint8) -> Array:
+    def take(self, shape: Sequence[int] | int, dtype: Any = np.uint8) -> Any:
         dtype = np.dtype(dtype)
         size = (shape if isinstance(shape, int) else prod(shape)) * dtype.itemsize
-        piece: Array = self._piece(size).inside.view(dtype).reshape(shape)
-        return piece
+        return self._piece(size).inside.view(dtype).reshape(shape)
 
     def take_address(self, size: int) -> int:
-        return int(self._piece(size).inside.ctypes.data)
+        return _address(self._piece(size).inside)
 
     def mark(self) -> int:
         return len(self._pieces)
@@ -117,21 +123,28 @@ class GuardedWorkspace(Workspace):
         del self._pieces[mark:]
 
     def _piece(self, size: int) -> _GuardedBytes:
-        self._pieces.append(_GuardedBytes(size, 0))
+        self._pieces.append(_GuardedBytes(size, 0, self._place))
         self.peak_bytes = max(self.peak_bytes, sum(piece.inside.size for piece in self._pieces))
         return self._pieces[-1]
 
 
 class _GuardedBytes:
-    """Poisoned bytes, aligned but for `skew`, between guards."""
+    """Poisoned bytes, aligned but for `skew`, between guards, on the CPU or in `place`."""
 
-    def __init__(self, size: int, skew: int) -> None:
-        block = np.full(size + 2 * GUARD_BYTES + ALIGNMENT + skew, GUARD, np.uint8)
-        start = GUARD_BYTES + -(block.ctypes.data + GUARD_BYTES) % ALIGNMENT + skew
+    def __init__(self, size: int, skew: int, place: Place | None) -> None:
+        xp: Any = place.xp if place else np
+        alignment = DEVICE_ALIGNMENT if place and place.device.kind == "cuda" else ALIGNMENT
+        block = xp.full(size + 2 * GUARD_BYTES + alignment + skew, GUARD, xp.uint8)
+        start = GUARD_BYTES + -(_address(block) + GUARD_BYTES) % alignment + skew
         self._before, self._after = block[:start], block[start + size :]
-        self.inside: Array = block[start : start + size]
+        self.inside: Any = block[start : start + size]
         self.inside[...] = POISON
 
     @property
     def trespassed(self) -> bool:
         return bool((self._before != GUARD).any() or (self._after != GUARD).any())
+
+
+def _address(array: Any) -> int:
+    """Where an array of NumPy's or CuPy's begins."""
+    return int(array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr)

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from math import isfinite
 
-from autoconv.device import Device
+from autoconv.device import Device, usable_cores
 from autoconv.errors import BackendMissing, NoImplementation
 from autoconv.evidence import Choice, Limits, Measurement, Store, candidate_key, decide, latest
 from autoconv.implementation import Built
@@ -263,7 +263,7 @@ class Race:
             due = candidate.implementation.compiled and key_of(candidate) not in self.fetched
             if due and not self._hopeless(candidate, best_s):
                 batch.append((candidate, choice))
-        batch = batch[: self.device.cores]
+        batch = batch[: min(self.device.cores, usable_cores())]  # a GPU's multiprocessors do not compile
         self.fetched |= {key_of(candidate) for candidate, _ in batch}
         self.watch("compile", str(ahead[0][1]), done, total)
         with ThreadPoolExecutor(len(batch)) as pool:

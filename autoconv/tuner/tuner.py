@@ -28,6 +28,7 @@ from autoconv.implementation import Built
 from autoconv.registry import MAX_DEPTH, Candidate, Registry
 from autoconv.spec import ConvSpec
 from autoconv.tuner.contention import Sentry, Watchman
+from autoconv.tuner.gpu_contention import GpuSentry
 from autoconv.tuner.race import Race, Watch, behind_kin, key_of, paces_of, silent
 from autoconv.tuner.timing import HOPELESS, Timer
 
@@ -53,6 +54,11 @@ class TuningResult:
     partial: bool
 
 
+def watchman_of(device: Device) -> Watchman:
+    """Who looks out on this kind of device."""
+    return GpuSentry(device) if device.kind == "cuda" else Sentry(device)
+
+
 class Tuner:
     """Races every implementation that may run a spec, and stores what it finds.
 
@@ -70,7 +76,7 @@ class Tuner:
         sleep: Callable[[float], object] = time.sleep,
         seed: int | None = None,
         isolation: str = "process",
-        watchman: Callable[[Device], Watchman] = Sentry,
+        watchman: Callable[[Device], Watchman] = watchman_of,
     ) -> None:
         self._registry = registry
         self._store = store

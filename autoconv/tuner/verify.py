@@ -5,22 +5,24 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from autoconv.arrays import Array
 from autoconv.device import Device
 from autoconv.implementation import Built
-from autoconv.planning import BoundPlan, Plan, Workspace
+from autoconv.places import place_of
+from autoconv.planning import BoundPlan, Plan
 from autoconv.spec import ConvSpec
 from autoconv.tuner.operands import SLACK_BYTES, GuardedResult, GuardedWorkspace, Operands
 from autoconv.tuner.reference import positions_to_judge, reference_at
 from autoconv.tuner.tolerance import tolerance
+from autoconv.workspace import Workspace
 
 __all__ = ["Judge", "Run", "Verdict", "as_used"]
 
-Run: TypeAlias = Callable[[Array, Workspace], None]
+Run: TypeAlias = Callable[[Any, Workspace], None]
 """A candidate on the judge's operands: `(out, workspace)`."""
 
 
@@ -39,7 +41,8 @@ class Judge:
     def __init__(self, spec: ConvSpec, device: Device, seed: int = 0) -> None:
         self._spec = spec
         self._device = device
-        self.operands = Operands(spec, seed)
+        self._place = place_of(device)
+        self.operands = Operands(spec, seed, self._place)
         positions = positions_to_judge(spec, np.random.default_rng(zlib.crc32(str(spec).encode()) + seed))
         self._at = tuple(positions.T)
         self._expected = reference_at(spec, self.operands.a, self.operands.b, positions)
@@ -49,15 +52,20 @@ class Judge:
 
     def runner(self, built: Built) -> Run:
         """`built` on the judge's operands, as users call it."""
-        return as_used(self._spec, self._device, built, self.operands.a, self.operands.b)
+        return as_used(self._spec, self._device, built, *self.operands.placed)
 
     def verify(self, built: Built, run: Run, clock: Callable[[], float]) -> Verdict:
         """Run once among guards; the first fault found, the gravest first. What `run` raises passes through."""
-        out, workspace = GuardedResult(self._spec), GuardedWorkspace()
+        with self._place.current():
+            return self._verify(built, run, clock)
+
+    def _verify(self, built: Built, run: Run, clock: Callable[[], float]) -> Verdict:
+        out, workspace = GuardedResult(self._spec, self._place), GuardedWorkspace(self._place)
         started = clock()
         run(out.array, workspace)
+        self._place.synchronize()
         seconds = clock() - started
-        error, fault = self.values(out.array, built.tags)
+        error, fault = self.values(self._place.to_host(out.array), built.tags)
         if self.operands.restore_if_changed():
             fault = "changes its operands"
         elif out.trespassed:
@@ -69,7 +77,7 @@ class Judge:
         return Verdict(error, fault, seconds)
 
     def values(self, out: Array, tags: Iterable[str]) -> tuple[float | None, str]:
-        """The error of a result, None when it is not even finite, and a sentence when that is too much."""
+        """The error of results on the CPU, None when they are not even finite, and a sentence when it is too much."""
         if not np.isfinite(out).all():
             return None, f"{int((~np.isfinite(out)).sum())} of {out.size} results are not finite or never written"
         off = np.abs(out[self._at].astype(np.float64) - self._expected)
@@ -81,7 +89,7 @@ class Judge:
         return error, f"error {error:.1e} at {worst}, rounding explains {limit:.1e}"
 
 
-def as_used(spec: ConvSpec, device: Device, built: Built, a: Array, b: Array) -> Run:
+def as_used(spec: ConvSpec, device: Device, built: Built, a: Any, b: Any) -> Run:
     """`built` as users call it: through a plan, or for a `fixed` spec with the filters bound once."""
     plan = Plan(spec, device, built.choice, built.runner, workspace_bytes=built.workspace_bytes)
     if spec.fixed:
