@@ -18,6 +18,7 @@ BUILTIN: dict[str, str] = {
     "native.gemm": "autoconv.impls.native.gemm:Gemm",
     "native.chwn": "autoconv.impls.native.chwn:Chwn",
     "rewrite.gemm_1x1": "autoconv.impls.rewrite.gemm_1x1:Gemm1x1",
+    "rewrite.patches": "autoconv.impls.rewrite.patches:Patches",
     "onednn.conv": "autoconv.impls.cpu.onednn:OneDnnConv",
     "torch.conv": "autoconv.impls.cpu.torch:TorchConv",
     "onnxruntime.conv": "autoconv.impls.cpu.onnxruntime:OnnxRuntimeConv",

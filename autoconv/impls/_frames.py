@@ -19,6 +19,7 @@ from autoconv.arrays import Array, as_layout
 from autoconv.device import Device
 from autoconv.evidence import Config
 from autoconv.implementation import Context, Implementation
+from autoconv.impls._products import move_s
 from autoconv.impls._tiles import aligned, sees_nothing, split_channels, tap_windows
 from autoconv.planning import BoundRunner, Runner, Workspace
 from autoconv.spec import ConvSpec, Op
@@ -34,6 +35,7 @@ class Frames(Implementation):
 
     ranks = frozenset({3})
     dtypes = frozenset({"f16", "bf16", "f32", "f64"})
+    devices = frozenset({"cpu", "cuda"})
     tags = frozenset({"rewrite"})
     taps_on_output: ClassVar[bool]
 
@@ -52,7 +54,7 @@ class Frames(Implementation):
 
     def estimate_s(self, spec: ConvSpec, device: Device, config: Config) -> float:
         """The copies and the sums."""
-        return CALL_S + COPY_S * sum(_Fold(spec, self.taps_on_output).copied())
+        return CALL_S + move_s(spec, device, sum(_Fold(spec, self.taps_on_output).copied()), COPY_S)
 
     def prepare(self, spec: ConvSpec, config: Config, context: Context) -> Runner:
         """Get the child ready."""
@@ -144,7 +146,7 @@ class _FramesRunner(Runner):
         self._through(lambda data, result: self._runner(data, filters, result, workspace), a, out, workspace)
 
     def bind(self, filters: Array) -> BoundRunner:
-        packed = np.ascontiguousarray(self._fold.ordered(filters)).reshape(self._fold.child.filter_shape)
+        packed = self._fold.ordered(filters).copy().reshape(self._fold.child.filter_shape)
         inner = self._runner.bind(packed)
 
         def bound(a: Array, out: Array, workspace: Workspace) -> None:

@@ -42,6 +42,8 @@ EDGE: dict[str, str] = {
     "stride_skips_pixels": "fprop n1c3 11x9 k2 2x2 s3,4",
     "pointwise_strided": "fprop n2c4 9x8 k6 1x1 s2",
     "pointwise_padded": "fprop n1c3 4x5 k2 1x1 p1",
+    "patches": "fprop n2c4 9x13 k6 2x3 s2,3 g2",
+    "patches_of_volume": "fprop n1c2 4x5x6 k3 2x2x3 s2,2,3 corr",
     "stride_and_padding": "fprop n1c2 10x10 k2 5x5 p2:1,0:2 s2,3 corr",
     "dilated": "fprop n1c3 9x11 k2 3x3 p2 d2",
     "dilation_differs": "fprop n1c2 9x13 k2 2x3 p1,0 d3,2 corr",

@@ -22,6 +22,7 @@ from autoconv.arrays import Array, as_layout
 from autoconv.device import Device
 from autoconv.evidence import Config
 from autoconv.implementation import Context, Implementation
+from autoconv.impls._products import move_s
 from autoconv.impls._tiles import aligned, last_axes
 from autoconv.planning import BoundRunner, Runner, Workspace
 from autoconv.shapes import dilated
@@ -37,6 +38,7 @@ class DgradAsFprop(Implementation):
     ops = frozenset({Op.DGRAD})
     ranks = frozenset(range(1, 9))
     dtypes = frozenset({"f16", "bf16", "f32", "f64"})
+    devices = frozenset({"cpu", "cuda"})
     tags = frozenset({"rewrite"})
 
     def restrictions(self, spec: ConvSpec, device: Device, config: Config | None) -> Iterable[tuple[bool, str]]:
@@ -74,7 +76,7 @@ class DgradAsFprop(Implementation):
     def estimate_s(self, spec: ConvSpec, device: Device, config: Config) -> float:
         """The copies."""
         spread = 0 if _as_is(spec) else prod(self.child_spec(spec).input_shape)
-        return 5e-6 + COPY_S * (prod(spec.filter_shape) * (not spec.fixed) + spread)
+        return 5e-6 + move_s(spec, device, prod(spec.filter_shape) * (not spec.fixed) + spread, COPY_S)
 
     def prepare(self, spec: ConvSpec, config: Config, context: Context) -> Runner:
         """Get the child ready."""
@@ -128,7 +130,7 @@ class _DgradRunner(Runner):
         self._runner(self._spread(a, workspace), swapped, out, workspace)
 
     def bind(self, filters: Array) -> BoundRunner:
-        swapped = np.empty(self._child.filter_shape, filters.dtype)
+        swapped = np.empty_like(filters, order="C", shape=self._child.filter_shape)
         self._swap(filters, swapped)
         inner = self._runner.bind(swapped)
         if self._as_is:

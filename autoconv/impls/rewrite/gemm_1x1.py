@@ -1,7 +1,7 @@
 """1x1 filters as a plain matrix product: no patches, no copies unless a stride or padding asks for them.
 
 Source: the definition: a filter of one tap mixes channels at every pixel alike.
-Wins:   1x1 layers on whatever BLAS NumPy has.
+Wins:   1x1 layers, on whatever BLAS NumPy has, or cuBLAS.
 Loses:  where BLAS does; batches of tiny images in channels-first layout make one small product each.
 Error:  that of BLAS summing C products in the operands' precision.
 
@@ -21,8 +21,9 @@ from autoconv.arrays import Array, as_layout
 from autoconv.device import Device
 from autoconv.evidence import Config
 from autoconv.implementation import Context
+from autoconv.impls._products import GemmImplementation, Multiplier, move_s, multiplier, product_s, scratch
 from autoconv.impls._tiles import aligned, last_axes, tap_windows
-from autoconv.impls.cpu._blas import BlasImplementation, gemm_s, guarded
+from autoconv.impls.cpu._blas import guarded
 from autoconv.planning import Runner, Workspace
 from autoconv.spec import ConvSpec, Op
 
@@ -31,11 +32,10 @@ CALL_S = 8e-6  # views and one call
 TERM_S = 4e-6  # one image's product in wgrad, added to the sum
 
 
-class Gemm1x1(BlasImplementation):
+class Gemm1x1(GemmImplementation):
     """All three operations, any rank, stride, padding and groups, for filters of one tap."""
 
     name = "rewrite.gemm_1x1"
-    tags = frozenset({"gemm", "rewrite"})
 
     def needs(self, spec: ConvSpec, config: Config | None) -> Iterable[tuple[bool, str]]:
         """One tap."""
@@ -45,8 +45,13 @@ class Gemm1x1(BlasImplementation):
         """The subsampled image and the inner part of the results, where either is not the whole."""
         inside = _Inside(spec)
         pieces = [prod(shape) for shape in (inside.image_shape, inside.result_shape) if shape]
-        if spec.op is Op.WGRAD and inside.images > 1:
-            pieces.append(prod(spec.filter_shape))
+        image, result = ((inside.images, side * inside.positions) for side in (spec.in_channels, spec.out_channels))
+        if spec.op is Op.WGRAD:
+            pieces += scratch(config, image[1:], result[1:])
+            if inside.images > 1 and device.kind == "cpu":
+                pieces.append(prod(spec.filter_shape))
+        else:
+            pieces += scratch(config, spec.filter_shape, image if spec.op is Op.FPROP else result)
         return aligned(*(piece * spec.itemsize for piece in pieces))
 
     def estimate_s(self, spec: ConvSpec, device: Device, config: Config) -> float:
@@ -61,11 +66,12 @@ class Gemm1x1(BlasImplementation):
             Op.WGRAD: (outof, positions, into),
         }[spec.op]
         terms = images * TERM_S if spec.op is Op.WGRAD else 0.0
-        return CALL_S + terms + copies * COPY_S + gemm_s(*edges, images * groups, spec, device)
+        moves = move_s(spec, device, copies, COPY_S)
+        return CALL_S + terms + moves + product_s(*edges, images * groups, spec, device, config)
 
     def prepare(self, spec: ConvSpec, config: Config, context: Context) -> Runner:
         """Work out which pixels the one tap reads."""
-        return guarded(_Gemm1x1Runner(spec), context.device)
+        return guarded(_Gemm1x1Runner(spec, multiplier(context.device, config)), context.device)
 
 
 class _Inside:
@@ -90,8 +96,9 @@ class _Inside:
 
 
 class _Gemm1x1Runner(Runner):
-    def __init__(self, spec: ConvSpec) -> None:
+    def __init__(self, spec: ConvSpec, multiply: Multiplier) -> None:
         self._spec = spec
+        self._multiply = multiply
         self._inside = _Inside(spec)
 
     def __call__(self, a: Array, b: Array, out: Array, workspace: Workspace) -> None:
@@ -140,10 +147,10 @@ class _Gemm1x1Runner(Runner):
     ) -> None:
         """Multiply into the inner part of the result; zero around it."""
         if not shape:
-            np.matmul(filters, data, out=self._matrices(out))
+            self._multiply(filters, data, self._matrices(out), workspace)
             return
         copy = as_layout(workspace.take(prod(shape), out.dtype), shape, self._spec.layout)
-        np.matmul(filters, data, out=self._matrices(copy))
+        self._multiply(filters, data, self._matrices(copy), workspace)
         out[...] = 0
         last_axes(out, *part)[...] = copy
 
@@ -151,9 +158,5 @@ class _Gemm1x1Runner(Runner):
         spec = self._spec
         total = out.reshape(spec.groups, spec.out_channels // spec.groups, spec.in_channels // spec.groups)
         turned = image.transpose(0, 1, 3, 2)
-        np.matmul(gradient[0], turned[0], out=total)
-        if len(image) > 1:
-            term = workspace.take(total.shape, total.dtype)
-            for one in range(1, len(image)):
-                np.matmul(gradient[one], turned[one], out=term)
-                total += term
+        for one in range(len(image)):
+            self._multiply(gradient[one], turned[one], total, workspace, accumulate=one > 0)

@@ -18,6 +18,7 @@ from autoconv.arrays import Array, as_layout
 from autoconv.device import Device
 from autoconv.evidence import Config
 from autoconv.implementation import Context, Implementation
+from autoconv.impls._products import move_s
 from autoconv.impls._tiles import aligned
 from autoconv.planning import BoundRunner, Runner, Workspace
 from autoconv.spec import ConvSpec, Op
@@ -32,6 +33,7 @@ class Groups(Implementation):
     name = "rewrite.groups"
     ranks = frozenset(range(1, 9))
     dtypes = frozenset({"f16", "bf16", "f32", "f64"})
+    devices = frozenset({"cpu", "cuda"})
     tags = frozenset({"rewrite"})
 
     def restrictions(self, spec: ConvSpec, device: Device, config: Config | None) -> Iterable[tuple[bool, str]]:
@@ -53,7 +55,7 @@ class Groups(Implementation):
 
     def estimate_s(self, spec: ConvSpec, device: Device, config: Config) -> float:
         """The copies and the calls."""
-        return spec.groups * (CALL_S + COPY_S * sum(map(prod, _copied(spec))))
+        return spec.groups * (CALL_S + move_s(spec, device, sum(map(prod, _copied(spec))), COPY_S))
 
     def prepare(self, spec: ConvSpec, config: Config, context: Context) -> Runner:
         """Get the one child ready."""

@@ -19,6 +19,7 @@ from autoconv.arrays import Array, as_layout
 from autoconv.device import Device
 from autoconv.evidence import Config
 from autoconv.implementation import Context, Implementation
+from autoconv.impls._products import move_s
 from autoconv.impls._tiles import aligned
 from autoconv.planning import BoundRunner, Runner, Workspace
 from autoconv.spec import ConvSpec, Op
@@ -36,6 +37,7 @@ class Layout(Implementation):
     ranks = frozenset(range(1, 9))
     dtypes = frozenset({"f16", "bf16", "f32", "f64"})
     layouts = frozenset({"chwn"})
+    devices = frozenset({"cpu", "cuda"})
     tags = frozenset({"rewrite"})
 
     def child_spec(self, spec: ConvSpec) -> ConvSpec:
@@ -48,7 +50,7 @@ class Layout(Implementation):
 
     def estimate_s(self, spec: ConvSpec, device: Device, config: Config) -> float:
         """The copies."""
-        return CALL_S + COPY_S * (prod(spec.input_shape) + prod(spec.output_shape))
+        return CALL_S + move_s(spec, device, prod(spec.input_shape) + prod(spec.output_shape), COPY_S)
 
     def prepare(self, spec: ConvSpec, config: Config, context: Context) -> Runner:
         """Get the child ready."""

@@ -21,6 +21,7 @@ from autoconv.arrays import Array, as_layout
 from autoconv.device import Device
 from autoconv.evidence import Config
 from autoconv.implementation import Context, Implementation
+from autoconv.impls._products import move_s
 from autoconv.impls._tiles import aligned, last_axes, split_channels, taps_in_order
 from autoconv.planning import Runner, Workspace
 from autoconv.spec import ConvSpec, Op
@@ -35,6 +36,7 @@ class WgradAsFprop(Implementation):
     ops = frozenset({Op.WGRAD})
     ranks = frozenset(range(1, 9))
     dtypes = frozenset({"f16", "bf16", "f32", "f64"})
+    devices = frozenset({"cpu", "cuda"})
     tags = frozenset({"rewrite"})
 
     def restrictions(self, spec: ConvSpec, device: Device, config: Config | None) -> Iterable[tuple[bool, str]]:
@@ -69,7 +71,7 @@ class WgradAsFprop(Implementation):
     def estimate_s(self, spec: ConvSpec, device: Device, config: Config) -> float:
         """The copies."""
         shapes = (spec.input_shape, spec.output_shape, spec.filter_shape)
-        return 10e-6 + COPY_S * sum(map(prod, shapes))
+        return 10e-6 + move_s(spec, device, sum(map(prod, shapes)), COPY_S)
 
     def prepare(self, spec: ConvSpec, config: Config, context: Context) -> Runner:
         """Get the child ready."""
