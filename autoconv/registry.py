@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
+from typing import NamedTuple
 
 from autoconv.device import Device
 from autoconv.errors import NoImplementation, RegistryError
@@ -20,7 +21,7 @@ from autoconv.implementation import Built, Context, Implementation
 from autoconv.impls import BUILTIN, RETIRED
 from autoconv.spec import ConvSpec
 
-__all__ = ["ENTRY_POINTS", "Candidate", "Registry", "default_registry"]
+__all__ = ["ENTRY_POINTS", "Candidate", "Declared", "Registry", "default_registry"]
 
 ENTRY_POINTS = "autoconv.implementations"
 MAX_DEPTH = 6  # rewrites nest op, groups and rank: a deeper chain is a cycle
@@ -38,6 +39,15 @@ class Candidate:
     def choice(self) -> Choice:
         """What it stands for, a child still open."""
         return Choice(self.implementation.name, self.implementation.version, self.config)
+
+
+class Declared(NamedTuple):
+    """What a choice says of itself, its children included."""
+
+    workspace_bytes: int
+    deterministic: bool
+    strict_nan: bool
+    tags: tuple[str, ...]
 
 
 class Registry:
@@ -206,18 +216,30 @@ class Registry:
             return child[0]
 
         runner = one.prepare(spec, choice.config, Context(device, build_child, may_compile))
-        lower_built = child[0] if child else None
-        traits = one.traits(choice.config)
-        return Built(
-            spec=spec,
-            choice=Choice(one.name, one.version, choice.config, lower_built.choice if lower_built else None),
-            runner=runner,
-            workspace_bytes=one.workspace_bytes(spec, device, choice.config)
-            + (lower_built.workspace_bytes if lower_built else 0),
-            deterministic=traits.deterministic and (lower_built is None or lower_built.deterministic),
-            strict_nan=traits.strict_nan and (lower_built is None or lower_built.strict_nan),
-            tags=tuple(sorted({*traits.tags, *(lower_built.tags if lower_built else ())})),
+        made = Choice(one.name, one.version, choice.config, child[0].choice if child else None)
+        return Built(spec, made, runner, **self.declared(spec, device, made)._asdict())
+
+    def declared(self, spec: ConvSpec, device: Device, choice: Choice) -> Declared:
+        """What `choice` and its children say of themselves; nothing is prepared."""
+        one = self.get(choice.implementation)
+        traits, workspace_bytes = one.traits(choice.config), one.workspace_bytes(spec, device, choice.config)
+        lower = one.child_spec(spec)
+        if choice.child is None or lower is None:
+            return Declared(workspace_bytes, traits.deterministic, traits.strict_nan, tuple(sorted(traits.tags)))
+        child = self.declared(lower, device, choice.child)
+        return Declared(
+            workspace_bytes + child.workspace_bytes,
+            traits.deterministic and child.deterministic,
+            traits.strict_nan and child.strict_nan,
+            tuple(sorted({*traits.tags, *child.tags})),
         )
+
+    def why_not(self, spec: ConvSpec, device: Device, choice: Choice) -> str | None:
+        """The first reason for which `choice`, or one of its children, cannot run `spec`; nothing is prepared."""
+        one = self.get(choice.implementation)
+        lower = one.child_spec(spec)
+        below = None if choice.child is None or lower is None else self.why_not(lower, device, choice.child)
+        return one.why_not(spec, device, choice.config) or below
 
     def environment(self, choice: Choice) -> dict[str, str]:
         """Versions that the time of a choice depends on, its children's included."""

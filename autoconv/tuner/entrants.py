@@ -1,9 +1,14 @@
-"""Who takes part in a race: candidates made ready, verified and given their first sample, and their rows."""
+"""Who takes part in a race: candidates made ready, verified and given their first sample, and their rows.
+
+Each is tried and timed in a worker of its kind, or in this process: where `isolation` says so, on other devices, and
+those that no worker can make.
+"""
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import isfinite
 from statistics import median
@@ -18,11 +23,13 @@ from autoconv.implementation import Built
 from autoconv.places import place_of
 from autoconv.registry import Candidate, Registry
 from autoconv.spec import ConvSpec, Op
-from autoconv.tuner.containment import Allowance, Box, Trial, Unfit, cannot_contain
+from autoconv.tuner.containment import Allowance, Box, Trial, Unfit, cannot_contain, kind_of
+from autoconv.tuner.crew import Crew, Remote
 from autoconv.tuner.cuda_timing import EventSampler, Stopwatch
 from autoconv.tuner.gpu_trouble import free_pool, is_out_of_memory
 from autoconv.tuner.timing import HOPELESS, MAX_LOOPS, Contestant, Timer, clocked, spread_of
 from autoconv.tuner.verify import Judge, Verdict
+from autoconv.tuner.workers import WORKERS, Fault
 from autoconv.workspace import Workspace
 
 __all__ = ["Entrant", "Stand", "Terms", "placed"]
@@ -36,7 +43,10 @@ DOUBT = 100.0
 
 @dataclass(eq=False, slots=True)
 class Entrant:
-    """A candidate in this race and what became of it. `built` and `contestant` are None when it never ran."""
+    """A candidate in this race and what became of it.
+
+    `contestant` is None when it never ran, `built` when it did not run in this process.
+    """
 
     candidate: Candidate
     choice: Choice
@@ -62,16 +72,21 @@ class Entrant:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """How much time there is, what is to be beaten, and whether a first run is contained and libraries waited for."""
+    """How much time there is, what is to be beaten, and where: `apart`, in a worker, or here.
+
+    Who was not `seen` to run here is never run in this process because a worker is still importing its library. If
+    `patient`, libraries are waited for.
+    """
 
     deadline: float
     budget_s: float
     best_s: float | None
-    contained: bool = False
+    apart: bool = False
+    seen: bool = False
     patient: bool = True
 
     def run_s(self, estimate_s: float) -> float:
-        """After how long a contained first run is a hang."""
+        """After how long a first run in a worker is a hang."""
         if self.best_s is not None:
             return max(LEAST_RUN_S, self.budget_s, GROSS * self.best_s)
         return max(UNKNOWN_RUN_S, self.budget_s, DOUBT * estimate_s if isfinite(estimate_s) else 0.0)
@@ -81,7 +96,15 @@ class Stand:
     """Where the candidates of one race are tried: operands, room for the result, workspace, one timer."""
 
     def __init__(
-        self, registry: Registry, spec: ConvSpec, device: Device, limits: Limits, timer: Timer, race: str, stamp: float
+        self,
+        registry: Registry,
+        spec: ConvSpec,
+        device: Device,
+        limits: Limits,
+        timer: Timer,
+        crew: Crew,
+        race: str,
+        stamp: float,
     ) -> None:
         self._registry = registry
         self._spec = spec
@@ -90,16 +113,16 @@ class Stand:
         self._timer = timer
         self._race = race
         self._stamp = stamp
-        self._box = Box(registry, spec, device)
+        self._box = Box(registry, spec, device, crew)
         self._place = place_of(device)
         self._workspace: Workspace
         self._stopwatch: Stopwatch | None = None
         self._judge: Judge
         self._out: Any
 
-    def open(self) -> None:
-        """Make operands, their reference, and room for results; rows alone need none of it."""
-        self._judge = Judge(self._spec, self._device)
+    def open(self, judge: Judge) -> None:
+        """Take the operands, and make room for results; rows alone need none of it."""
+        self._judge = judge
         layout = "nchw" if self._spec.op is Op.WGRAD else self._spec.layout
         with self._place.current():
             self._out = self._place.empty(self._spec.result_shape, layout, self._spec.np_dtype)
@@ -110,8 +133,10 @@ class Stand:
             self._stopwatch = Stopwatch(self._device, self._timer.clock)
 
     def start_workers(self, choices: Sequence[Choice]) -> None:
-        """Let workers for the first runs of `choices` start."""
-        self._box.start(choices)
+        """Let what workers are forked from start beside other work, if one of `choices` has use for it."""
+        if any(self._box.holds(choice) for choice in choices):
+            with suppress(OSError):  # met again, and told, when it is needed
+                WORKERS.start()
 
     def end_trials(self) -> None:
         """Give back what only trials need."""
@@ -121,10 +146,10 @@ class Stand:
         """The race is over."""
         self._stopwatch = None
         free_pool(self._place)
-        self._box.relax()
+        self._box.leave()
 
     def try_out(
-        self, candidate: Candidate, choice: Choice, plan_child: Callable[[ConvSpec], Built], terms: Terms
+        self, candidate: Candidate, choice: Choice, plan_child: Callable[[ConvSpec], Choice], terms: Terms
     ) -> Entrant:
         """Make ready, verify, run once as in use, and take the first sample; a failure is the entrant's status.
 
@@ -132,43 +157,43 @@ class Stand:
         """
         entrant = Entrant(candidate, choice)
         try:
-            trial = self._contained(entrant, plan_child, terms) if terms.contained else None
+            lower = candidate.implementation.child_spec(self._spec)
+            if lower is not None and choice.child is None:  # chosen first, so that a worker is told the whole chain
+                choice = entrant.choice = replace(choice, child=plan_child(lower))
+            trial = self._contained(entrant, terms) if terms.apart else None
             if trial is not None and trial.status != "ok":
                 entrant.status, entrant.reason, entrant.error = trial.status, trial.reason, trial.error
-                return entrant
-            with self._place.current():
-                built = self._registry.build(self._spec, self._device, entrant.choice, plan_child)
-                entrant.built, entrant.choice = built, built.choice
-                self._try(entrant, built, terms, trial)
+            elif trial is not None and trial.remote is not None:
+                self._try_apart(entrant, trial, trial.remote, terms)
+            else:
+                with self._place.current():
+                    built = self._registry.build(self._spec, self._device, choice)
+                    entrant.built, entrant.choice = built, built.choice
+                    self._try_here(entrant, built, terms, trial)
         except (BackendMissing, NoImplementation):
             raise
         except (Exception, SystemExit) as error:  # whatever it raises is its own row's business
             _fail(entrant, error)
+        finally:
+            self._box.rest()
         if entrant.status == "oom":
             free_pool(self._place)  # the others' turn: what the failure left there may be too small for them
         return entrant
 
-    def _contained(self, entrant: Entrant, plan_child: Callable[[ConvSpec], Built], terms: Terms) -> Trial | None:
-        """The candidate's first run, in a worker; None when it cannot be had there.
-
-        A rewrite's child is chosen first, so that the worker is told the whole chain.
-        """
-        one, choice = entrant.candidate.implementation, entrant.choice
-        lower = one.child_spec(self._spec)
-        child = plan_child(lower) if lower is not None and choice.child is None else None
-        if child is not None:
-            choice = replace(choice, child=child.choice)
+    def _contained(self, entrant: Entrant, terms: Terms) -> Trial | None:
+        """The candidate's first run, in a worker; None when it cannot be had there."""
+        choice = entrant.choice
         if not self._box.holds(choice):
             return None
-        entrant.choice = choice
         if not terms.patient and not self._box.is_ready(choice):
+            if terms.seen:
+                return None
             return Trial("partial", "its library was still being loaded into the process of its first run")
-        declared = one.workspace_bytes(self._spec, self._device, choice.config)
-        tags = one.traits(choice.config).tags
-        if child is not None:
-            declared, tags = declared + child.workspace_bytes, tags.union(child.tags)
+        declared = self._registry.declared(self._spec, self._device, choice)
         try:
-            allowance = Allowance(terms.run_s(entrant.candidate.estimate_s), declared, tags)
+            allowance = Allowance(
+                terms.run_s(entrant.candidate.estimate_s), declared.workspace_bytes, frozenset(declared.tags)
+            )
             trial = self._box.try_out(choice, self._judge, allowance)
         except Unfit:
             return None
@@ -178,12 +203,48 @@ class Stand:
         entrant.extra_bytes = trial.extra_bytes
         return trial
 
-    def _try(self, entrant: Entrant, built: Built, terms: Terms, trial: Trial | None) -> None:
-        run, clock, best_s = self._judge.runner(built), self._timer.clock, terms.best_s
+    def _try_apart(self, entrant: Entrant, trial: Trial, remote: Remote, terms: Terms) -> None:
+        """In a worker, where it ran among guards already."""
+
+        def once() -> tuple[float, str]:
+            tags = self._registry.declared(self._spec, self._device, entrant.choice).tags
+            return self._box.settle(remote, self._judge, frozenset(tags))
+
+        self._enter(entrant, Verdict(trial.error, seconds=trial.seconds), remote.sample, once, terms, remote.rest)
+
+    def _try_here(self, entrant: Entrant, built: Built, terms: Terms, trial: Trial | None) -> None:
+        """In this process."""
+        run, clock = self._judge.runner(built), self._timer.clock
         if trial is None:
             verdict = self._judge.verify(built, run, clock)
         else:
             verdict = Verdict(trial.error, seconds=trial.seconds)
+        sample = self._sampler(lambda: run(self._out, self._workspace))
+
+        def once() -> tuple[float, str]:
+            self._out[...] = np.nan
+            return sample(1), self._judge.values(self._place.to_host(self._out), built.tags)[1]
+
+        self._enter(entrant, verdict, sample, once, terms)
+
+    def _sampler(self, call: Callable[[], None]) -> Callable[[int], float]:
+        """How calls in this process are timed: by the device's events, or by the clock."""
+        return clocked(call, self._timer.clock) if self._stopwatch is None else EventSampler(self._stopwatch, call)
+
+    def _enter(
+        self,
+        entrant: Entrant,
+        verdict: Verdict,
+        sample: Callable[[int], float],
+        once: Callable[[], tuple[float, str]],
+        terms: Terms,
+        rest: Callable[[], None] | None = None,
+    ) -> None:
+        """Into the race, by what its first run showed.
+
+        `once` runs it in the memory it will be used with: seconds, and what is wrong with the result.
+        """
+        best_s = terms.best_s
         entrant.error = verdict.error
         if verdict.fault:
             entrant.status, entrant.reason = "wrong", verdict.fault
@@ -193,48 +254,34 @@ class Stand:
             entrant.status, entrant.reason = "timeout", f"{took}; the best takes {best_s:.3g} s"
             return
         contestant = Contestant(
-            str(built.choice),
-            sample=self._sampler(lambda: run(self._out, self._workspace)),
-            runtimes=self._runtimes(built.choice),
+            str(entrant.choice),
+            sample=sample,
+            runtimes=kind_of(self._registry, entrant.choice).runtimes,
             allowed=self._limits.refuses(self.row(entrant)) is None,
             most_loops=MAX_LOOPS if self._stopwatch is None else 1,
+            rest=rest,
         )
-        if verdict.seconds >= SLOW_CALL_S and clock() >= terms.deadline:  # no time for more
+        late = self._timer.clock() >= terms.deadline
+        if verdict.seconds >= SLOW_CALL_S and late:  # no time for more
             contestant.samples.append(verdict.seconds)
             entrant.contestant = contestant
             return
-        self._out[...] = np.nan
-        seconds = contestant.sample(1)  # in the memory it will be used with: also the warm-up
-        _, fault = self._judge.values(self._place.to_host(self._out), built.tags)
+        seconds, fault = once()  # also the warm-up
         if fault:
             entrant.status, entrant.reason = "wrong", f"right among guards, but then: {fault}"
             return
         behind = best_s is not None and seconds > HOPELESS * best_s
-        if seconds >= SLOW_CALL_S and (behind or clock() >= terms.deadline):
+        if seconds >= SLOW_CALL_S and (behind or self._timer.clock() >= terms.deadline):
             contestant.samples.append(seconds)
             contestant.left = f"{seconds / (best_s or 1):.3g} times the best after one sample" if behind else ""
         else:
             self._timer.first_sample(contestant, best_s)
         entrant.contestant = contestant
 
-    def _sampler(self, call: Callable[[], None]) -> Callable[[int], float]:
-        """How calls are timed: by the device's events, or by this process's clock."""
-        return clocked(call, self._timer.clock) if self._stopwatch is None else EventSampler(self._stopwatch, call)
-
-    def _runtimes(self, choice: Choice) -> tuple[str, ...]:
-        """The thread pools a choice uses, its children's included."""
-        names = {self._registry.get(link.implementation).runtime for link in choice.chain()}
-        return tuple(sorted(names - {"none"}))
-
     def row(self, entrant: Entrant, samples: Sequence[float] = (), median_s: float | None = None) -> Measurement:
         """What is remembered of an entrant."""
-        built = entrant.built
-        traits = entrant.candidate.implementation.traits(entrant.choice.config)
-        known: dict[str, Any] = {}
-        if built is not None:
-            known = {"workspace_bytes": built.workspace_bytes + entrant.extra_bytes, "tags": built.tags}
-        if entrant.contestant is not None and isinstance(entrant.contestant.sample, EventSampler):
-            known["enqueue_s"] = entrant.contestant.sample.enqueue_s
+        declared = self._registry.declared(self._spec, self._device, entrant.choice)
+        sample = None if entrant.contestant is None else entrant.contestant.sample
         return Measurement(
             spec=str(self._spec),
             device=self._device.fingerprint,
@@ -245,13 +292,15 @@ class Stand:
             spread=spread_of(samples),
             samples=tuple(samples),
             error=entrant.error,
-            deterministic=traits.deterministic if built is None else built.deterministic,
-            strict_nan=traits.strict_nan if built is None else built.strict_nan,
+            deterministic=declared.deterministic,
+            strict_nan=declared.strict_nan,
             reason="; ".join(filter(None, (entrant.reason, _greed(entrant)))),
             race=self._race,
             measured_at=self._stamp,
             host=platform.node(),
-            **known,
+            workspace_bytes=declared.workspace_bytes + entrant.extra_bytes,
+            tags=declared.tags,
+            enqueue_s=sample.enqueue_s if isinstance(sample, EventSampler) else None,
         )
 
 
@@ -263,8 +312,11 @@ def _greed(entrant: Entrant) -> str:
 
 
 def _fail(entrant: Entrant, error: BaseException) -> None:
-    entrant.status = "oom" if is_out_of_memory(error) else "failed"
-    entrant.reason = f"{type(error).__name__}: {error}"
+    if isinstance(error, Fault):
+        entrant.status, entrant.reason = error.status, error.reason
+    else:
+        entrant.status = "oom" if is_out_of_memory(error) else "failed"
+        entrant.reason = f"{type(error).__name__}: {error}"
     entrant.contestant = None
 
 

@@ -7,18 +7,20 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite
 
 from autoconv.device import Device, usable_cores
-from autoconv.errors import BackendMissing, NoImplementation
+from autoconv.errors import BackendMissing, NoImplementation, RegistryError
 from autoconv.evidence import Choice, Limits, Measurement, Store, candidate_key, decide, latest
 from autoconv.implementation import Built
 from autoconv.registry import Candidate, Registry
 from autoconv.spec import ConvSpec
 from autoconv.tuner.contention import Calm, Watchman
+from autoconv.tuner.crew import Crew
 from autoconv.tuner.entrants import Entrant, Stand, Terms, placed
 from autoconv.tuner.timing import HOPELESS, MAX_ROUNDS, Timer, needed_s, spread_of_best
+from autoconv.tuner.verify import Judge
 
 __all__ = [
     "CHILD_SHARE",
@@ -45,8 +47,8 @@ Watch = Callable[[str, str, int, int], None]
 Paces = dict[str, dict[str, float]]
 """Kind -> candidate -> its time over its estimate."""
 
-AskChild = Callable[[Candidate, ConvSpec, float], tuple[Built, bool]]
-"""`(parent, child's spec, budget)` to the child made ready, and whether its race was cut short."""
+AskChild = Callable[[Candidate, ConvSpec, float], tuple[Choice, bool]]
+"""`(parent, child's spec, budget)` to the child, and whether its race was cut short."""
 
 
 def silent(stage: str, detail: str, done: int, total: int) -> None:
@@ -114,6 +116,16 @@ def behind_kin(candidate: Candidate, best_s: float | None, paces: Paces) -> str:
     return f"expected at {expected_s:.3g} s by {len(kin)} others of its kind, {expected_s / best_s:.2g} times the best"
 
 
+def _warn_of_wrong(spec: ConvSpec, row: Measurement) -> None:
+    if row.status == "wrong":
+        warnings.warn(
+            f"{row.choice} is wrong for {spec}: {row.reason}. It is not used, and not tried again "
+            f"in this version ({row.choice.version})",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
 @dataclass(slots=True)
 class Race:
     """Races candidates of one spec and stores their rows; `rows` are the newest of all, old and new."""
@@ -132,7 +144,8 @@ class Race:
     watch: Watch
     ask_child: AskChild
     afresh: bool  # race as if nothing were remembered
-    isolation: str = "none"  # "process": who was not seen to run here has its first run in a worker
+    crew: Crew
+    isolation: str = "none"  # "process": candidates are tried and timed in workers
     patient: bool = True  # wait for libraries to be loaded in a worker
     watchman: Watchman = field(default_factory=Calm)
     disturbed: bool = False
@@ -140,6 +153,7 @@ class Race:
     measured: set[str] = field(default_factory=set)
     races: set[str] = field(default_factory=set)
     fetched: set[str] = field(default_factory=set)
+    judge: Judge | None = None
     paces: Paces = field(default_factory=dict)
 
     def run(self, pending: Sequence[Candidate]) -> None:
@@ -196,8 +210,9 @@ class Race:
         """One race. Whatever ends it early, Ctrl-C too, what was measured is kept."""
         stand = self._stand()
         self.watchman.begin()
-        stand.start_workers([choice for candidate, choice in lineup if self._is_new(candidate)])
-        stand.open()
+        stand.start_workers([choice for candidate, choice in lineup if self._is_apart(candidate)])
+        self.judge = self.judge or Judge(self.spec, self.device)
+        stand.open(self.judge)
         entrants: list[Entrant] = []
         try:
             try:
@@ -221,19 +236,13 @@ class Race:
         finally:
             stand.close()
         for row in self._keep(stand, entrants, cut_short=not (all_tried and finish.settled), doubt=doubt):
-            if row.status == "wrong":
-                warnings.warn(
-                    f"{row.choice} is wrong for {self.spec}: {row.reason}. It is not used, and not tried again "
-                    f"in this version ({row.choice.version})",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
+            _warn_of_wrong(self.spec, row)
 
     def _stand(self) -> Stand:
         race = uuid.uuid4().hex
         self.races.add(race)
         stamp = max([time.time(), *(row.measured_at for row in self.rows)])  # newest, even if the clock was set back
-        return Stand(self.registry, self.spec, self.device, self.limits, self.timer, race, stamp)
+        return Stand(self.registry, self.spec, self.device, self.limits, self.timer, self.crew, race, stamp)
 
     def _enter(self, stand: Stand, lineup: Sequence[tuple[Candidate, Choice]], entrants: list[Entrant]) -> bool:
         """Try the lineup out, as long as time is left for rounds of those that run; whether all had a turn."""
@@ -287,27 +296,30 @@ class Race:
     def _is_timed(self, candidate: Candidate) -> bool:
         return any(row.usable and candidate_key(row.choice) == key_of(candidate) for row in self.rows)
 
-    def _is_new(self, candidate: Candidate) -> bool:
-        """Whether a candidate's first run belongs into a worker: it was not seen to run with these libraries."""
-        if self.isolation == "none":
-            return False
+    def _is_apart(self, candidate: Candidate) -> bool:
+        """Whether a candidate is tried in a worker: on the CPU each, to be timed there too, on a GPU who is new."""
+        return self.isolation == "process" and (self.device.kind == "cpu" or not self._was_seen(candidate))
+
+    def _was_seen(self, candidate: Candidate) -> bool:
+        """Whether a candidate ran on this device before, with these libraries."""
         row = next((row for row in self.rows if row.usable and candidate_key(row.choice) == key_of(candidate)), None)
-        return row is None or not self.registry.environment(row.choice).items() <= dict(row.environment).items()
+        return row is not None and self.registry.environment(row.choice).items() <= dict(row.environment).items()
 
     def _try(
         self, stand: Stand, candidate: Candidate, choice: Choice, best_s: float | None, entrants: list[Entrant]
     ) -> None:
         cut_short = False
 
-        def plan_child(lower: ConvSpec) -> Built:
+        def plan_child(lower: ConvSpec) -> Choice:
             nonlocal cut_short
             left_s = max(0.0, self.deadline - self.timer.clock())
-            built, child_cut_short = self.ask_child(candidate, lower, CHILD_SHARE * left_s)
+            child, child_cut_short = self.ask_child(candidate, lower, CHILD_SHARE * left_s)
             cut_short |= child_cut_short
-            return built
+            return child
 
         try:
-            terms = Terms(self.deadline, self.budget_s, best_s, self._is_new(candidate), self.patient)
+            apart, seen = self._is_apart(candidate), self._was_seen(candidate)
+            terms = Terms(self.deadline, self.budget_s, best_s, apart, seen, self.patient)
             entrant = stand.try_out(candidate, choice, plan_child, terms)
         except (BackendMissing, NoImplementation) as error:
             reasons = getattr(error, "refusals", {}).items()
@@ -317,6 +329,30 @@ class Race:
         entrants.append(entrant)
         if entrant.runs:
             note_pace(self.paces, candidate, entrant.first_s)
+
+    def confirm(self, winner: Measurement) -> Built | None:
+        """The winner made ready here; if it ran in workers only, its result here is judged too. None: it is not right.
+
+        Raises as `Registry.build` does.
+        """
+        if winner.choice in self.ready or self.judge is None or winner.race not in self.races:
+            return self.ready.get(winner.choice) or self.registry.build(self.spec, self.device, winner.choice)
+        try:
+            built = self.registry.build(self.spec, self.device, winner.choice)
+            fault = self.judge.verify(built, self.judge.runner(built), self.timer.clock).fault
+            status = "wrong" if fault else ""
+        except (BackendMissing, NoImplementation, RegistryError):
+            raise
+        except (Exception, SystemExit) as error:  # whatever it raises is its own row's business
+            status, fault = "failed", f"{type(error).__name__}: {error}"
+        if not status:
+            return built
+        reason = f"right in a worker, but not here: {fault}"
+        row = replace(winner, status=status, reason=reason, median_s=None, spread=None, samples=())
+        self.store.add([row])
+        self.rows = latest([*self.rows, row])
+        _warn_of_wrong(self.spec, row)
+        return None
 
     def _keep(
         self, stand: Stand, entrants: Sequence[Entrant], *, cut_short: bool, doubt: str = ""

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 
@@ -28,6 +28,7 @@ from autoconv.implementation import Built
 from autoconv.registry import MAX_DEPTH, Candidate, Registry
 from autoconv.spec import ConvSpec
 from autoconv.tuner.contention import Sentry, Watchman
+from autoconv.tuner.crew import Crew
 from autoconv.tuner.gpu_contention import GpuSentry
 from autoconv.tuner.race import Race, Watch, behind_kin, key_of, paces_of, silent
 from autoconv.tuner.timing import HOPELESS, Timer
@@ -63,8 +64,8 @@ class Tuner:
     """Races every implementation that may run a spec, and stores what it finds.
 
     `clock` and `sleep` are those of `time` unless a test injects its own; `seed` fixes the random order
-    within the rounds. `isolation` says where a candidate that was not seen to run here has its first run:
-    "process", a worker that may be lost, or "none", this process. `watchman` looks out for what disturbs a race.
+    within the rounds. `isolation` says where candidates are tried and timed: "process", in workers, which may be lost,
+    one for each thread runtime, or "none", in this process. `watchman` looks out for what disturbs a race.
     """
 
     def __init__(
@@ -121,7 +122,10 @@ class Tuner:
                 self._isolation,
                 self._watchman,
             )
-            return session.tune(spec, limits, budget_s, watch or silent)
+            try:
+                return session.tune(spec, limits, budget_s, watch or silent)
+            finally:
+                session.crew.release()
 
 
 class _Session:
@@ -148,11 +152,12 @@ class _Session:
         self._only = only
         self._isolation = isolation
         self._watchman = watchman
+        self.crew = Crew()
         self._versions = {one.name: one.version for one in registry}
         self._children: dict[tuple[ConvSpec, Limits], TuningResult] = {}
 
     def tune(self, spec: ConvSpec, limits: Limits, budget_s: float, watch: Watch, depth: int = 0) -> TuningResult:
-        """The decision on `spec`, by a race of what is still open."""
+        """The decision on `spec`, by a race of what is still open; a child (`depth` above 0) is not made ready."""
         started = self._timer.clock()
         candidates, refusals = self._candidates(spec, limits)
         if not candidates:
@@ -161,16 +166,16 @@ class _Session:
             built = self._registry.build(spec, self._device, _plainest(candidates, spec).choice)
             return TuningResult(spec, self._device, None, (), refusals, built, self._timer.clock() - started, 0, False)
 
-        def ask_child(parent: Candidate, lower: ConvSpec, share_s: float) -> tuple[Built, bool]:
+        def ask_child(parent: Candidate, lower: ConvSpec, share_s: float) -> tuple[Choice, bool]:
             return self._child(parent, spec, lower, limits, share_s, depth)
 
         race = Race(
             self._registry, self._store, self._timer, self._device, spec, limits, candidates, refusals,
-            self._remembered(spec), budget_s, started + budget_s, watch, ask_child, self._retune, self._isolation,
-            self._load_libraries, self._watchman(self._device),
+            self._remembered(spec), budget_s, started + budget_s, watch, ask_child, self._retune, self.crew,
+            self._isolation, self._load_libraries, self._watchman(self._device),
         )  # fmt: skip
         race.run(self._open(spec, limits, candidates, depth))
-        decision, built_winner = self._choose(spec, race.rows, limits, race.ready)
+        decision, built_winner = self._choose(race, limits, depth)
         if decision is None:
             complaints = {**refusals, **_complaints(race.rows, limits)}
             raise NoImplementation(f"nothing that was tried may be used for {spec}", complaints)
@@ -195,33 +200,37 @@ class _Session:
         rows = latest(self._store.rows(str(spec), self._device.fingerprint), self._versions)
         return [row for row in rows if all(link.implementation in self._versions for link in row.choice.chain())]
 
-    def _choose(
-        self, spec: ConvSpec, rows: Iterable[Measurement], limits: Limits, ready: Mapping[Choice, Built]
-    ) -> tuple[Decision | None, Built | None]:
-        """The decision, and its winner made ready; a remembered row that cannot run any more gives way."""
-        able = list(rows)
-        while (decision := decide(able, limits)) is not None:
-            winner = decision.winner
+    def _choose(self, race: Race, limits: Limits, depth: int) -> tuple[Decision | None, Built | None]:
+        """The decision, and its winner made ready; a row that cannot run here any more, or not rightly, gives way."""
+        unable: set[Choice] = set()
+        while (decision := decide((row for row in race.rows if row.choice not in unable), limits)) is not None:
+            choice = decision.winner.choice
             try:
-                return decision, ready.get(winner.choice) or self._registry.build(spec, self._device, winner.choice)
+                if depth == 0:
+                    built = race.confirm(decision.winner)
+                    if built is not None:
+                        return decision, built
+                elif self._registry.why_not(race.spec, self._device, choice) is None:
+                    return decision, None
             except (BackendMissing, NoImplementation, RegistryError):
-                able = [row for row in able if row is not winner]
+                pass
+            unable.add(choice)
         return None, None
 
     # Children -----------------------------------------------------------------------------------
 
     def _child(
         self, parent: Candidate, spec: ConvSpec, lower: ConvSpec, limits: Limits, budget_s: float, depth: int
-    ) -> tuple[Built, bool]:
-        """A rewrite's child made ready, and whether its race was cut short; raced once per session."""
+    ) -> tuple[Choice, bool]:
+        """A rewrite's child, and whether its race was cut short; raced once per session."""
         if depth >= MAX_DEPTH:
             raise NoImplementation(f"cannot run {spec}", {parent.implementation.name: "rewrites nest too deeply"})
         allowed = self._child_limits(parent, spec, limits)
         result = self._children.get((lower, allowed))
         if result is None:
             result = self._children[lower, allowed] = self.tune(lower, allowed, budget_s, silent, depth + 1)
-        assert result.built is not None, "a race without a winner raises"
-        return result.built, result.partial
+        assert result.decision is not None, "a race without a winner raises, and no child has an empty batch"
+        return result.decision.winner.choice, result.partial
 
     def _child_limits(self, parent: Candidate, spec: ConvSpec, limits: Limits) -> Limits:
         """What a child may need: its parent meets `require` already, and has used up some workspace."""

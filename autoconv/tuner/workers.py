@@ -1,8 +1,7 @@
 """Worker processes, kept warm: started, asked, watched, and killed when a candidate hangs or takes too much memory.
 
-A worker is `python -m autoconv.tuner._worker`, a fresh interpreter, so that nobody's `__main__` is imported again.
-Each serves candidates of the same optional libraries, which it imports once. Nothing of it outlives this process:
-the kernel kills it when its lifeline closes.
+Each serves candidates of one kind: the same thread pools, and the same optional libraries, which it imports once.
+Nothing of a worker outlives this process: the kernel kills it when its lifeline closes.
 """
 
 from __future__ import annotations
@@ -11,27 +10,35 @@ import atexit
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
+from autoconv.tuner import processes
+from autoconv.tuner.processes import UNKNOWN, Fresh, Process, Template, processor_s
 from autoconv.tuner.wire import IDLE_S, Channel, Garbled, Message
 
-__all__ = ["WORKERS", "Ended", "Worker", "Workers", "available_bytes"]
+__all__ = ["WORKERS", "Ended", "Fault", "Kind", "Worker", "Workers", "available_bytes"]
 
 WATCH_S = 5e-3  # between two looks at a worker's memory: at 10 GB/s, 50 MB
-START_S = 120.0  # an interpreter, NumPy and a framework from a slow disk
+START_S = 120.0  # a framework from a slow disk
 LAST_WORDS = 300  # characters of what a worker wrote before it died
 DEATH_S = 10.0  # from the end of its messages to the end of the process
 FEW_BYTES = 1 << 16  # what a pipe holds
 
 
-class Ended(Exception):
-    """A worker's end: the status it means for the candidate that was being tried, and a sentence."""
+class Kind(NamedTuple):
+    """What a worker's candidates have in common: the thread pools that they use, the modules that they import."""
+
+    runtimes: tuple[str, ...] = ()
+    libraries: tuple[str, ...] = ()
+
+
+class Fault(Exception):
+    """What a candidate did in a worker: the status that it means for its row, and a sentence."""
 
     def __init__(self, status: str, reason: str) -> None:
         super().__init__(reason)
@@ -39,12 +46,16 @@ class Ended(Exception):
         self.reason = reason
 
 
+class Ended(Fault):
+    """A worker's end, and what it means for the candidate that was being tried."""
+
+
 class Worker:
     """One process, and the way to talk to it."""
 
-    def __init__(self, libraries: tuple[str, ...]) -> None:
-        """Start it; nothing waits. Raises `OSError` when there can be none."""
-        self.libraries = libraries
+    def __init__(self, kind: Kind, template: Template | None = None) -> None:
+        """Start it, as a fork of `template` if given. Raises `OSError` when there can be none."""
+        self.kind = kind
         self.used_at = time.monotonic()
         self._ready = False
         self._told: dict[str, str] = dict(os.environ)
@@ -54,17 +65,14 @@ class Worker:
         os.set_blocking(self._words, False)
         os.set_blocking(words, False)  # who writes more than a pipe holds is not held up: the rest is lost
         self._channel = Channel(ours)
-        command = [sys.executable, "-P", "-m", "autoconv.tuner._worker", str(theirs.fileno()), str(lifeline)]
+        self._buried = False
+        self._process: Process
         try:
-            self._process = subprocess.Popen(
-                [*command, *libraries],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=words,
-                pass_fds=(theirs.fileno(), lifeline),
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))},
-                process_group=0,  # Ctrl-C is for us; and what a candidate starts can be killed with it
-            )
+            if template is not None:
+                self._process = template.fork(kind.libraries, (theirs.fileno(), lifeline, words))
+            else:
+                pass_on = (theirs.fileno(), lifeline)
+                self._process = Fresh([*map(str, pass_on), *kind.libraries], pass_on, words)
         except BaseException:
             self._hang_up()
             raise
@@ -81,7 +89,7 @@ class Worker:
     @property
     def usable(self) -> bool:
         """Whether it is there and will not go for idleness just now."""
-        return self._process.poll() is None and time.monotonic() - self.used_at < IDLE_S / 2
+        return self._process.status() is None and time.monotonic() - self.used_at < IDLE_S / 2
 
     def is_ready(self, patience_s: float = START_S) -> bool:
         """Whether it has imported its libraries, within `patience_s` seconds. Raises `Ended`."""
@@ -90,21 +98,24 @@ class Worker:
             self._ready = True
         return self._ready
 
-    def ask(self, message: Message, descriptor: int) -> None:
-        """Ask for a trial. Raises `Ended`."""
+    def ask(self, message: Message, *descriptors: int) -> None:
+        """Ask for something. Raises `Ended`."""
         environment = dict(os.environ)
         if environment != self._told:
             message = {**message, "environment": environment}
             self._told = environment
         try:
-            self._channel.send(message, descriptor)
+            self._channel.send(message, descriptors)
         except OSError:
             raise self._obituary() from None
 
-    def hear(self, limit_s: float, limit_bytes: int) -> Message:
-        """Its next message. Raises `Ended`: it died, or took longer or more memory than this and was killed."""
+    def hear(self, limit_s: float, limit_bytes: int, watch_s: float = WATCH_S) -> Message:
+        """Its next message. Raises `Ended`: it died, or took longer or more memory than this and was killed.
+
+        Its memory is looked at every `watch_s` seconds.
+        """
         deadline = time.monotonic() + limit_s
-        while not self._channel.wait(WATCH_S):
+        while not self._channel.wait(watch_s):
             taken = self.resident_bytes()
             if taken > limit_bytes:
                 self.kill()
@@ -132,11 +143,7 @@ class Worker:
 
     def processor_s(self) -> float:
         """Processor time that it has used; 0 where the system does not say."""
-        try:
-            fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            return 0.0
-        return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+        return processor_s(self.pid)
 
     def pause(self) -> None:
         """Stop it where it is, so that pools of threads that spin after a call disturb nobody's timing."""
@@ -149,17 +156,19 @@ class Worker:
     def kill(self) -> None:
         """End it and all that it started; once is enough."""
         self._signal(signal.SIGKILL)
-        self._process.wait()
-        if self._lifeline >= 0:
+        if not self._buried:
+            self._buried = True
+            self._process.bury()
             self._hang_up()
 
     def abandon(self) -> None:
         """In a forked child: it is the parent's, so close what was inherited and leave it alone."""
-        self._process.returncode = 0  # or `Popen` would complain that it still runs
+        self._process.disown()
+        self._buried = True
         self._hang_up()
 
     def _signal(self, number: signal.Signals) -> None:
-        if self._process.returncode is None:  # after that its number may be somebody else's
+        if not self._buried:  # after that its number may be somebody else's
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, number)
 
@@ -167,24 +176,25 @@ class Worker:
         self._channel.close()
         os.close(self._lifeline)
         os.close(self._words)
-        self._lifeline = -1
 
     def _obituary(self) -> Ended:
         """What the end of its messages means."""
         deadline = time.monotonic() + DEATH_S
-        while (end := os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is None:
+        while (status := self._process.status()) is None:
             if time.monotonic() > deadline:
                 self.kill()
                 return Ended("crashed", "its process closed all files")
             time.sleep(1e-3)
         words = self._last_words()
         self.kill()  # what it started, and its number is free
-        if end.si_code == os.CLD_EXITED:
-            how = f"with exit status {end.si_status}"
-        elif end.si_status == signal.SIGKILL:
+        if status == -signal.SIGKILL:
             return Ended("oom", "killed by the system, as happens when memory runs out")
+        if status == UNKNOWN:
+            how = "unseen"
+        elif status < 0:
+            how = f"by {signal.Signals(-status).name}"
         else:
-            how = f"by {signal.Signals(end.si_status).name}"
+            how = f"with exit status {status}"
         return Ended("crashed", f"its process ended {how}{': ' * bool(words)}{words}")
 
     def _last_words(self) -> str:
@@ -197,69 +207,88 @@ class Worker:
 
 
 class Workers:
-    """The workers of this process; those that nobody uses, one for each set of libraries, wait for the next trial."""
+    """The workers of this process; those that nobody uses, one of each kind, wait for the next race."""
 
     def __init__(self) -> None:
-        self._idle: dict[tuple[str, ...], Worker] = {}
+        self._template = Template()
+        self._idle: dict[Kind, Worker] = {}
         self._all: set[Worker] = set()
         self._lock = threading.Lock()
 
-    def warm(self, libraries: tuple[str, ...]) -> None:
-        """Let one start, unless one waits already. Raises `OSError`."""
-        if libraries not in self._idle:
-            self._give_back(self._take(libraries))
+    def start(self) -> None:
+        """Let what workers are made of start, unless it is there. Raises `OSError`."""
+        if processes.FORKS:
+            with self._lock:
+                self._living_template()
 
-    def is_ready(self, libraries: tuple[str, ...]) -> bool:
-        """Whether one waits that has imported `libraries`, or died of it."""
-        worker = self._idle.get(libraries)
+    def warm(self, kind: Kind) -> None:
+        """Let one start, unless one waits already. Raises `OSError`."""
+        if kind not in self._idle:
+            self.give_back(self.take(kind))
+
+    def is_ready(self, kind: Kind) -> bool:
+        """Whether one waits that has imported its libraries, or died of it."""
+        worker = self._idle.get(kind)
         try:
             return worker is not None and worker.is_ready(0)
         except Ended:
             return True
 
     def processor_s(self) -> float:
-        """Processor time that those which live have used; the dead count among this process's children."""
-        return sum(worker.processor_s() for worker in tuple(self._all))
+        """Processor time that those which live have used; the dead count among this process's children, in the end."""
+        return self._template.processor_s() + sum(worker.processor_s() for worker in tuple(self._all))
 
     def pids(self) -> frozenset[int]:
         """The processes of those which live."""
         return frozenset(worker.pid for worker in tuple(self._all))
 
-    def relax(self) -> None:
-        """After a race: those that wait may sleep as they like, and go when nobody needs them."""
-        for worker in tuple(self._idle.values()):
-            worker.go_on()
-
     @contextmanager
-    def lend(self, libraries: tuple[str, ...]) -> Iterator[Worker]:
-        """A worker for one trial, paused afterwards. Any exception ends it. Raises `OSError` when there can be none."""
-        worker = self._take(libraries)
+    def lend(self, kind: Kind) -> Iterator[Worker]:
+        """A worker, given back afterwards. Any exception ends it. Raises `OSError` when there can be none."""
+        worker = self.take(kind)
         try:
             yield worker
         except BaseException:
             self.end(worker)
             raise
-        worker.pause()
-        self._give_back(worker)
+        self.give_back(worker)
 
-    def _take(self, libraries: tuple[str, ...]) -> Worker:
+    def take(self, kind: Kind) -> Worker:
+        """One that waits, or a new one. Raises `OSError` when there can be none."""
         with self._lock:
-            found = self._idle.pop(libraries, None)
+            found = self._idle.pop(kind, None)
         if found is not None:
             if found.usable:
                 found.go_on()
                 return found
             self.end(found)
-        made = Worker(libraries)
         with self._lock:
+            made = self._make(kind)
             self._all.add(made)
         return made
 
-    def _give_back(self, worker: Worker) -> None:
+    def give_back(self, worker: Worker) -> None:
+        """Let it sleep as it likes, and wait for the next race."""
+        worker.go_on()
         with self._lock:
-            kept = self._idle.setdefault(worker.libraries, worker)
+            kept = self._idle.setdefault(worker.kind, worker)
         if kept is not worker:  # another thread's came back meanwhile
             self.end(worker)
+
+    def _make(self, kind: Kind) -> Worker:
+        if not processes.FORKS:
+            return Worker(kind)
+        try:
+            return Worker(kind, self._living_template())
+        except OSError:  # it was just leaving, after minutes without work
+            return Worker(kind, self._living_template())
+
+    def _living_template(self) -> Template:
+        if not self._template.lives:
+            self._template.end()
+            self._template = Template()
+            self._template.start()
+        return self._template
 
     def end(self, worker: Worker) -> None:
         """Kill `worker`, and forget it."""
@@ -274,12 +303,14 @@ class Workers:
         self._idle.clear()
         for worker in tuple(self._all):
             self.end(worker)
+        self._template.end()
 
     def abandon_all(self) -> None:
         """In a forked child: none of them is its own."""
         self._lock = threading.Lock()
         for worker in self._all:
             worker.abandon()
+        self._template.abandon()
         self._idle.clear()
         self._all.clear()
 

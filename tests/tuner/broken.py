@@ -11,6 +11,8 @@ import signal
 import sys
 import threading
 import time
+import zlib
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -94,6 +96,94 @@ class _SecondCall(Runner):
         if self._calls > 1:
             os.abort()
         self._truth(a, b, out, workspace)
+
+
+class _Later(Good):
+    """Misbehaves as soon as there is a file that the test makes."""
+
+    def prepare(self, spec: ConvSpec, config: Config, context: Context) -> Runner:
+        return _LaterRunner(self, Direct().prepare(spec, Config(), context))
+
+
+class _LaterRunner(_Runner):
+    def __call__(self, a: Array, b: Array, out: Array, workspace: Workspace) -> None:
+        self._truth(a, b, out, workspace)
+        if os.path.exists(os.environ["AUTOCONV_TEST_FAULT"]):
+            self._owner.misbehave(a, b, out, workspace)
+
+
+class AbortInARound(_Later):
+    name = "broken.abort_in_a_round"
+
+    def misbehave(self, a: Array, b: Array, out: Array, workspace: Workspace) -> None:
+        os.write(2, b"free(): invalid pointer\n")
+        os.abort()
+
+
+class HangInARound(_Later):
+    name = "broken.hang_in_a_round"
+
+    def misbehave(self, a: Array, b: Array, out: Array, workspace: Workspace) -> None:
+        time.sleep(3600)
+
+
+class RaisesInARound(_Later):
+    name = "broken.raises_in_a_round"
+
+    def misbehave(self, a: Array, b: Array, out: Array, workspace: Workspace) -> None:
+        raise ArithmeticError("tired")
+
+
+class BlowUpInARound(_Later):
+    name = "broken.blow_up_in_a_round"
+
+    def misbehave(self, a: Array, b: Array, out: Array, workspace: Workspace) -> None:
+        kept = []
+        while True:
+            kept.append(np.ones(1 << 24, np.uint8))
+
+
+class Spinner(Good):
+    """Its pool never goes to sleep."""
+
+    name = "broken.spinner"
+    runtime = "spinning"
+
+    def prepare(self, spec: ConvSpec, config: Config, context: Context) -> Runner:
+        threading.Thread(target=_spin, daemon=True).start()
+        return super().prepare(spec, config, context)
+
+
+def _spin() -> None:
+    while True:
+        zlib.crc32(bytes(1 << 20))  # without the interpreter's lock
+
+
+class Importing(Good):
+    """Needs a module that nobody else does, and is slow."""
+
+    name = "broken.importing"
+    seconds = 2e-3
+
+    def libraries(self, config: Config) -> tuple[str, ...]:
+        return ("tests.tuner.library",)
+
+    def prepare(self, spec: ConvSpec, config: Config, context: Context) -> Runner:
+        import_module("tests.tuner.library")
+        return super().prepare(spec, config, context)
+
+    def misbehave(self, a: Array, b: Array, out: Array, workspace: Workspace) -> None:
+        time.sleep(self.seconds)
+
+
+class WrongAtHome(Good):
+    """Right in a worker alone."""
+
+    name = "broken.wrong_at_home"
+
+    def misbehave(self, a: Array, b: Array, out: Array, workspace: Workspace) -> None:
+        if "pytest" in sys.modules:
+            out[0, 0, 0, 0] += 0.01
 
 
 class Hang(Good):

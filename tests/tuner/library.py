@@ -1,0 +1,1 @@
+"""What `broken.Importing` imports, and nobody else."""
