@@ -27,7 +27,8 @@ EDGES = (
     "volume_depthwise_vector", "volume_depthwise_strided",
     "images_innermost", "images_innermost_strided", "images_innermost_skipping", "image_of_a_vector_and_one",
     "image_large_filter", "channels_and_one", "tiles_and_one", "depthwise_vector", "depthwise_large",
-    "depthwise_larger_than_image", "depthwise_tall",
+    "depthwise_larger_than_image", "depthwise_tall", "depthwise_in_place", "depthwise_in_place_strided",
+    "tiles_of_a_stride", "tiles_of_two_strides", "cut_filter", "cut_line",
     "pointwise_large", "separable_channels", "separable_bank", "separable_summed", "separable_large",
 )  # fmt: skip
 

@@ -132,6 +132,7 @@ class Window:
         f = self.forward
         names: dict[str, object] = {
             "LANES_ARE_CHANNELS": int(self.lanes_are_channels),
+            "IN_PLACE": 0,
             "NB": self.images,
             "KB": self.filters,
             "RB": self.rows,

@@ -8,6 +8,7 @@ A config (`Blocking`'s tunables, all ints):
                     filter is read once; 0: each thread works through blocks of its own
     filters         TRANSFORMED by pack, LAID_OUT by pack or PLAIN: for the last two, `run` transforms them
     chunk           input channels multiplied between visits to the sums
+    cut             1: filters of more than m taps an axis are cut into pieces of m, F(m, m) each; absent or 0: not
 
 The estimate counts vector instructions and the bytes that stream from the second-level cache or from beyond. It is
 there to order the candidates: the race among the first few decides.
@@ -65,6 +66,7 @@ class Problem:
     x: tuple[int, int]
     y: tuple[int, int]
     kernel: tuple[int, int]
+    stride: tuple[int, int]
     padding: tuple[int, int]
     reversed: bool
     dgrad: bool
@@ -72,9 +74,26 @@ class Problem:
     dtype: str
     fixed: bool
 
+    @property
+    def taps(self) -> tuple[int, int]:
+        """Taps of one phase of the stride along each axis."""
+        (r, s), (sh, sw) = self.kernel, self.stride
+        return ceil(r / sh), ceil(s / sw)
+
+    @property
+    def phases(self) -> int:
+        """Phases of the stride that have taps."""
+        (r, s), (sh, sw) = self.kernel, self.stride
+        return min(r, sh) * min(s, sw)
+
+
+def _pair(values: tuple[int, ...]) -> tuple[int, int]:
+    first, second = values
+    return first, second
+
 
 def as_problem(spec: ConvSpec) -> Problem:
-    """`spec`, of rank 2, stride 1 and dilation 1, as a forward cross-correlation."""
+    """`spec`, of rank 2 and dilation 1 (a dgrad of stride 1 too), as a forward cross-correlation."""
     (r, s), (xh, xw), (yh, yw) = spec.kernel, spec.in_spatial, spec.output_spatial
     (top, _), (left, _) = spec.padding
     ic, oc = spec.in_channels // spec.groups, spec.out_channels // spec.groups
@@ -82,9 +101,9 @@ def as_problem(spec: ConvSpec) -> Problem:
     if dgrad:
         ic, oc, xh, xw, yh, yw, top, left = oc, ic, yh, yw, xh, xw, r - 1 - top, s - 1 - left
     return Problem(
-        batch=spec.batch, groups=spec.groups, ic=ic, oc=oc, x=(xh, xw), y=(yh, yw), kernel=(r, s), padding=(top, left),
-        reversed=spec.flip != dgrad, dgrad=dgrad, channels_last=spec.layout == "nhwc", dtype=spec.dtype,
-        fixed=spec.fixed,
+        batch=spec.batch, groups=spec.groups, ic=ic, oc=oc, x=(xh, xw), y=(yh, yw), kernel=(r, s),
+        stride=_pair(spec.stride), padding=(top, left), reversed=spec.flip != dgrad, dgrad=dgrad,
+        channels_last=spec.layout == "nhwc", dtype=spec.dtype, fixed=spec.fixed,
     )  # fmt: skip
 
 
@@ -106,9 +125,25 @@ class Blocking:
         return int(self.config["mh"]), int(self.config["mw"])
 
     @cached_property
+    def taps(self) -> tuple[int, int]:
+        """Taps of a piece of a phase along each axis."""
+        (mh, mw), (r, s) = self.m, self.problem.taps
+        return (min(mh, r), min(mw, s)) if self.config.get("cut") else (r, s)
+
+    @cached_property
+    def pieces(self) -> tuple[int, int]:
+        (r, s), (rp, sp) = self.problem.taps, self.taps
+        return ceil(r / rp), ceil(s / sp)
+
+    @property
+    def parts(self) -> int:
+        """Small filters that a filter is the sum of."""
+        return self.problem.phases * prod(self.pieces)
+
+    @cached_property
     def n(self) -> tuple[int, int]:
-        (mh, mw), (r, s) = self.m, self.problem.kernel
-        return mh + r - 1, mw + s - 1
+        (mh, mw), (rp, sp) = self.m, self.taps
+        return mh + rp - 1, mw + sp - 1
 
     @property
     def positions(self) -> int:
@@ -130,9 +165,28 @@ class Blocking:
 
     @property
     def block_tiles(self) -> int:
-        """Tiles of a block, with those that fill the last register block."""
-        tiles, block = int(self.config["tiles"]), int(self.config["rows"]) * int(self.config["columns"])
-        return ceil(block / tiles) * tiles
+        """Tiles of a block, with those that fill the last register block: of the block, or with pieces of every row."""
+        tiles, rows, columns = (int(self.config[key]) for key in ("tiles", "rows", "columns"))
+        if prod(self.pieces) > 1:
+            return rows * ceil(columns / tiles) * tiles
+        return ceil(rows * columns / tiles) * tiles
+
+    @cached_property
+    def data_rows(self) -> int:
+        """Rows of data tiles that a block meets at most: pieces reach beyond its own."""
+        rows, tile_rows = int(self.config["rows"]), self.grid[0]
+        reach = self.pieces[0] - 1
+        if not reach:
+            return rows
+        last = self.problem.batch * tile_rows - 1
+        ends = ((row, min(row + rows - 1, last)) for row in range(0, last + 1, rows))
+        return max(end - row + (end // tile_rows - row // tile_rows + 1) * reach + 1 for row, end in ends)
+
+    @property
+    def data_tiles(self) -> int:
+        if prod(self.pieces) == 1:
+            return self.block_tiles
+        return self.data_rows * (int(self.config["columns"]) + self.pieces[1] - 1) + int(self.config["tiles"])
 
     @property
     def widths(self) -> tuple[int, int]:
@@ -140,7 +194,7 @@ class Blocking:
         if self.whole_rows:
             return self.problem.x[1], self.problem.y[1]
         columns, mw = int(self.config["columns"]), self.m[1]
-        return (columns - 1) * mw + self.n[1], columns * mw
+        return ((columns + self.pieces[1] - 2) * mw + self.n[1]) * self.problem.stride[1], columns * mw
 
     @cached_property
     def strip(self) -> int:
@@ -150,16 +204,16 @@ class Blocking:
 
     @property
     def data_size(self) -> int:
-        return self.positions * (ceil(self.problem.ic / self.vw) * self.block_tiles * self.vw + self.vw)
+        per_phase = ceil(self.problem.ic / self.vw) * self.data_tiles * self.vw
+        return self.positions * (self.problem.phases * per_phase + self.vw)
 
     @property
     def thread_size(self) -> int:
         """What a thread has to itself besides data: products, filters of a chunk, a strip."""
         products = self.positions * (self.block_tiles * self.ku + self.vw)
         filters = self.positions * (self.config["chunk"] * self.ku + self.vw)
-        pixels = max(
-            ((self.strip - 1) * self.m[0] + self.n[0]) * self.widths[0], self.strip * self.m[0] * self.widths[1]
-        )
+        read = ((self.strip - 1) * self.m[0] + self.n[0]) * self.problem.stride[0]
+        pixels = max(read * self.widths[0], self.strip * self.m[0] * self.widths[1])
         return products + (0 if self.config["filters"] == TRANSFORMED else filters) + (pixels + self.vw) * self.vw
 
     @property
@@ -170,7 +224,9 @@ class Blocking:
 
     @property
     def packed_size(self) -> int:
-        kept = {TRANSFORMED: self.positions, LAID_OUT: prod(self.problem.kernel), PLAIN: 0}[self.config["filters"]]
+        kept = {TRANSFORMED: self.parts * self.positions, LAID_OUT: prod(self.problem.kernel), PLAIN: 0}[
+            self.config["filters"]
+        ]
         return self.problem.groups * ceil(self.problem.oc / self.ku) * self.ku * self.problem.ic * kept
 
     @property
@@ -183,6 +239,8 @@ class Blocking:
             ahead = AHEAD_BYTES // ITEM_BYTES[p.dtype]
         return {
             "BATCH": p.batch, "GROUPS": p.groups, "IC": p.ic, "OC": p.oc, "R": r, "S": s, "MH": mh, "MW": mw,
+            "SH": p.stride[0], "SW": p.stride[1], "RP": self.taps[0], "SP": self.taps[1],
+            "PIECES_H": self.pieces[0], "PIECES_W": self.pieces[1], "V_ROWS": self.data_rows,
             "XH": p.x[0], "XW": p.x[1], "YH": p.y[0], "YW": p.y[1], "PH": p.padding[0], "PW": p.padding[1],
             "REVERSED": int(p.reversed), "DGRAD": int(p.dgrad), "CHANNELS_LAST": int(p.channels_last),
             "BR": config["rows"], "BC": config["columns"], "STRIP": self.strip,
@@ -200,22 +258,22 @@ class Blocking:
         ic_vectors, oc_blocks = ceil(p.ic / self.vw), ceil(p.oc / self.ku)
         tiles = blocks * self.block_tiles
         # products; the sums are stored, and fetched again between chunks
-        chunks = ceil(p.ic / int(config["chunk"]))
+        chunks = self.parts * ceil(p.ic / int(config["chunk"]))
         issue = max(tr * kv * MULTIPLY_CYCLES, (tr + kv) / 2, 4.0)
         cycles = self.positions * (tiles / tr) * oc_blocks
-        cycles *= p.ic * issue + CALL_CYCLES * chunks + tr * kv * (2 * chunks - 1)
+        cycles *= self.parts * p.ic * issue + CALL_CYCLES * chunks + tr * kv * (2 * chunks - 1)
         # transforms: about as many instructions as there are values before and after
         transposes = 0.0 if p.channels_last else TRANSPOSE_CYCLES * prod(self.m)
         per_tile = TRANSFORM_CYCLES * self.positions + 0.5 * sum(self.n) * sum(self.m) + transposes
-        cycles += tiles * (ic_vectors + oc_blocks * kv) * per_tile
-        filters = p.groups * oc_blocks * kv * p.ic * (FILTER_CYCLES * self.positions + 2 * prod(p.kernel))
+        cycles += blocks * (self.data_tiles * p.phases * ic_vectors + self.block_tiles * oc_blocks * kv) * per_tile
+        filters = p.groups * oc_blocks * kv * p.ic * (FILTER_CYCLES * self.parts * self.positions + 2 * prod(p.kernel))
         if kind != TRANSFORMED:
             cycles += filters * (blocks / p.groups) * (1.35 if kind == LAID_OUT else 1.9)
         items = oc_blocks if shared else blocks
         cycles *= ceil(items / self.threads) / items
 
         data = self.data_size * ITEM_BYTES[p.dtype]
-        read = self.positions if kind == TRANSFORMED else prod(p.kernel)
+        read = self.parts * self.positions if kind == TRANSFORMED else prod(p.kernel)
         filter_bytes = read * p.ic * oc_blocks * kv * self.vector_bytes
         reads = 1 + oc_blocks / (self.threads if shared else 1)
         moved = VISIBLE * _streaming(filter_bytes) + 2 * _streaming(data) + reads * _streaming(data * 2 / 3)
@@ -231,16 +289,19 @@ def _streaming(size: float) -> float:
     return size / (NEAR_PER_CYCLE if size < NEAR_BYTES else FAR_PER_CYCLE)
 
 
-def _sides(problem: Problem) -> Iterator[tuple[int, int]]:
-    """Tile sizes to consider; an axis of a single tap is not transformed."""
-    r, s = problem.kernel
+def _sides(problem: Problem) -> Iterator[tuple[int, int, bool]]:
+    """Tile sizes to consider, and whether filters are cut; an axis of a single tap is not transformed."""
+    r, s = problem.taps
     for mh in range(2, 7) if r > 1 else (1,):
         for mw in range(2, 7) if s > 1 else (1,):
-            if max(mh + r, mw + s) - 1 > MOST_POINTS or (mh > problem.y[0] + 1) or (mw > problem.y[1] + 1):
+            if (mh > problem.y[0] + 1) or (mw > problem.y[1] + 1):
                 continue
             few = ceil(problem.y[0] / mh) * ceil(problem.y[1] / mw) <= MIXED_TILES
             if mh == mw or 1 in (r, s) or r != s or (few and abs(mh - mw) <= 2):
-                yield mh, mw
+                if max(mh + r, mw + s) - 1 <= MOST_POINTS:
+                    yield mh, mw, False
+                if max(min(mh, r) + mh, min(mw, s) + mw) - 1 <= MOST_POINTS and (r > mh or s > mw):
+                    yield mh, mw, True
 
 
 def candidates(problem: Problem, threads: int, vector_bytes: int) -> Iterator[Blocking]:
@@ -249,30 +310,31 @@ def candidates(problem: Problem, threads: int, vector_bytes: int) -> Iterator[Bl
     limit = registers(vector_bytes)
     size = ITEM_BYTES[problem.dtype]
     in_channels = ceil(problem.ic / vw) * vw
-    for mh, mw in _sides(problem):
+    for mh, mw, cut in _sides(problem):
         grid = ceil(problem.y[0] / mh), ceil(problem.y[1] / mw)
         all_rows = problem.batch * grid[0]
-        positions = (mh + problem.kernel[0] - 1) * (mw + problem.kernel[1] - 1)
-        tile_bytes = positions * in_channels * size
+        shape = Blocking(problem, {"mh": mh, "mw": mw, "cut": int(cut)}, threads, vector_bytes)
+        tile_bytes = shape.positions * problem.phases * in_channels * size
         targets = {(max(1, block // tile_bytes), 0) for block in BLOCK_BYTES}
         targets |= {(tiles, 1) for tiles in SHARED_TILES if tiles * tile_bytes <= SHARED_BYTES and threads > 1}
         blocks = {(*_block(target, grid[1], all_rows), shared) for target, shared in targets}
         for rows, columns, shared in sorted(blocks):
             single = rows * columns == all_rows * grid[1]
+            together = columns if cut else rows * columns
             for vectors in (1, 2, 4):
                 if (vectors - 1) * vw >= problem.oc:
                     continue
                 most = (limit - 1 - vectors) // vectors
-                tiles = ceil(rows * columns / ceil(rows * columns / most))
+                tiles = ceil(together / ceil(together / most))
                 base = {
                     "mh": mh, "mw": mw, "rows": rows, "columns": columns, "tiles": tiles, "vectors": vectors,
                     "shared": shared, "filters": TRANSFORMED, "chunk": in_channels,
-                }  # fmt: skip
+                } | ({"cut": 1} if cut else {})  # fmt: skip
                 if tiles < rows * columns:
                     depth = max(1, FILTER_BYTES // (vectors * vector_bytes * vw)) * vw
                     base["chunk"] = min(in_channels, depth)
                 yield Blocking(problem, base, threads, vector_bytes)
-                if single and (shared or threads == 1):
+                if single and shape.parts == 1 and (shared or threads == 1):
                     for chunk in {min(in_channels, ceil(chunk / vw) * vw) for chunk in CHUNKS}:
                         other = {"filters": LAID_OUT if problem.fixed else PLAIN, "chunk": chunk}
                         yield Blocking(problem, base | other, threads, vector_bytes)

@@ -5,13 +5,22 @@
  * in registers. A staged input row serves every output row of the block whose filter reaches it, so CB loads and
  * RB broadcasts feed RB*CB fused multiply-adds; rows at the block's rim serve only some, and are unrolled.
  *
- * Input rows are first copied to scratch with their padding: no load then needs a test, or leaves an operand.
+ * Input rows are first copied to scratch with their padding: no load then needs a test, or leaves an operand. Or, IN_PLACE,
+ * channels-last rows are read where they lie; blocks at the image's left and right rim, whose column the compiler
+ * knows, then leave out the taps that meet padding (OUTSIDE).
  */
 /* Taps s = first + i*TAP_STEP meet the same column phase, so their staged columns lie evenly. */
 #define ROW_SPAN (RB * SIGMA - SIGMA + R) /* staged rows (in steps of DH) that a block reads */
 #define RIM (RB * SIGMA - SIGMA)          /* rows before every output row of the block has begun */
 
-#if LANES_ARE_CHANNELS
+#if IN_PLACE
+#define COLUMN(s) ((s) * DW * X_W)
+#define COLUMN_STEP (DW * X_W)
+#define VECTOR_STEP (SW * X_W)
+#define ROW_T X_H
+#define OUTSIDE(q, b, s) ((q) >= 0 && ((q) + (b) >= Q || ((q) + (b)) * SW + (s) * DW < PL \
+                                       || ((q) + (b)) * SW + (s) * DW - PL >= W))
+#elif LANES_ARE_CHANNELS
 #define COLUMN(s) ((s) * DW * VW)
 #define COLUMN_STEP (DW * VW)
 #define VECTOR_STEP (SW * VW)
@@ -22,14 +31,18 @@
 #define VECTOR_STEP VW
 #define ROW_T (SW * STAGE_W)
 #endif
+#ifndef OUTSIDE
+#define OUTSIDE(q, b, s) 0
+#endif
 #define CHANNEL_T (STAGE_H * ROW_T)
 #define IMAGE_T (CG * CHANNEL_T)
 
 /* What of a block's window lies inside the image: the image row of its first staged row, and the columns of taps. */
 struct inside { int h, s_first, s_end; };
 
-/* Output rows first..last of the block take the taps that staged row u holds for them. */
-INLINE void take_row(vec acc[KB][RB][NB * CB], const T *x, const T *w, int u, struct inside in, int first, int last)
+/* Output rows first..last of the block take the taps that staged row u holds for them; q: see OUTSIDE. */
+INLINE void take_row(vec acc[KB][RB][NB * CB], const T *x, const T *w, int u, struct inside in, int first, int last,
+                     const int q)
 {
     if (in.h + u * DH < 0 || in.h + u * DH >= BLOCK_H)
         return;
@@ -42,7 +55,8 @@ INLINE void take_row(vec acc[KB][RB][NB * CB], const T *x, const T *w, int u, st
             vec xv[NB * CB];
             #pragma GCC unroll 64
             for (int b = 0; b < NB * CB; b++)
-                xv[b] = load(column + b / CB * IMAGE_T + b % CB * VECTOR_STEP);
+                if (!OUTSIDE(q, b, s))
+                    xv[b] = load(column + b / CB * IMAGE_T + b % CB * VECTOR_STEP);
             #pragma GCC unroll 64
             for (int k = 0; k < KB; k++) {
                 #pragma GCC unroll 64
@@ -56,7 +70,8 @@ INLINE void take_row(vec acc[KB][RB][NB * CB], const T *x, const T *w, int u, st
 #endif
                     #pragma GCC unroll 64
                     for (int b = 0; b < NB * CB; b++)
-                        acc[k][a][b] += weight * xv[b];
+                        if (!OUTSIDE(q, b, s))
+                            acc[k][a][b] += weight * xv[b];
                 }
             }
         }
@@ -68,7 +83,7 @@ INLINE void take_row(vec acc[KB][RB][NB * CB], const T *x, const T *w, int u, st
 
 /* One register block; y, of the given strides, takes what of it lies inside the output. */
 INLINE void block(const T *stage, const T *w, T *y, long y_row, long y_column, struct inside in,
-                  int images, int rows, int columns)
+                  int images, int rows, int columns, const int q)
 {
     vec acc[KB][RB][NB * CB];
     #pragma GCC unroll 64
@@ -83,12 +98,12 @@ INLINE void block(const T *stage, const T *w, T *y, long y_row, long y_column, s
         const T *x = stage + c * CHANNEL_T, *wc = w + c * W_C;
         #pragma GCC unroll 64
         for (int u = 0; u < (RIM < ROW_SPAN ? RIM : ROW_SPAN); u++)
-            take_row(acc, x + u * DH * ROW_T, wc, u, in, FIRST(u), LAST(u));
+            take_row(acc, x + u * DH * ROW_T, wc, u, in, FIRST(u), LAST(u), q);
         for (int u = RIM; u < R; u++)
-            take_row(acc, x + u * DH * ROW_T, wc, u, in, 0, RB - 1);
+            take_row(acc, x + u * DH * ROW_T, wc, u, in, 0, RB - 1, q);
         #pragma GCC unroll 64
         for (int u = R > RIM ? R : RIM; u < ROW_SPAN; u++)
-            take_row(acc, x + u * DH * ROW_T, wc, u, in, FIRST(u), LAST(u));
+            take_row(acc, x + u * DH * ROW_T, wc, u, in, FIRST(u), LAST(u), q);
     }
 
     #pragma GCC unroll 64

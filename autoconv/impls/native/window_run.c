@@ -31,7 +31,7 @@ static void one_task(const T *x, const T *w, T *y, T *scratch, int task)
             for (int q = 0; q < Q; q += CB)
                 block(scratch + (long)p * SH * ROW_T + q * SW * VW, w + (long)g0 * R * S,
                       out + p * y_row + q * y_column, y_row, y_column, find_inside(p0 + p, q), 1,
-                      CEIL_DIV(rows - p, ROW_STEP), Q - q);
+                      CEIL_DIV(rows - p, ROW_STEP), Q - q, -1);
     if (!whole)
         unstage(y, out, rows, channels);
 }
@@ -57,7 +57,7 @@ static void one_task(const T *x, const T *w, T *y, T *scratch, int task)
                 for (int q = 0; q < Q; q += CB * VW)
                     block(scratch + (long)p * SH * ROW_T + q, w + W_BASE + (long)g * W_G + (long)k * W_K,
                           y + (long)p * Y_H + (long)k * Y_C + (long)q * Y_W, Y_H, Y_W, find_inside(p0 + p, q),
-                          images, CEIL_DIV(rows - p, ROW_STEP), Q - q);
+                          images, CEIL_DIV(rows - p, ROW_STEP), Q - q, -1);
 }
 #define TASKS (STRIPS * GROUPS * IMAGES)
 #define SCHEDULE dynamic

@@ -79,7 +79,7 @@ static __attribute__((noinline)) void products(const T *image, const T *filters,
         for (int k = 0; k < KG; k += KB)
             for (int q = 0; q < RESULT_W; q += CB * VW)
                 block(image + (long)p * ROW_T + q, filters + k * W_K, result + (long)k * RESULT_T + p * RESULT_W + q,
-                      RESULT_W, 1, (struct inside){0, 0, S}, 1, INNER_H - p, RESULT_W - q);
+                      RESULT_W, 1, (struct inside){0, 0, S}, 1, INNER_H - p, RESULT_W - q, -1);
 }
 
 #define STRIPS CEIL_DIV(P, STRIP)

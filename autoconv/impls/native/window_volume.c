@@ -51,7 +51,7 @@ static void one_depth(const T *stage, const T *w, T *y, T *out, int p0, int rows
                 for (int q = 0; q < Q; q += LANES_ARE_CHANNELS ? CB : CB * VW)
                     block(stage + (long)p * SH * ROW_T + (LANES_ARE_CHANNELS ? q * SW * VW : q), w + (long)k * W_K,
                           to + (long)k * Y_C + p * y_row + q * y_column, y_row, y_column, find_inside(p0 + p, q),
-                          images, CEIL_DIV(rows - p, ROW_STEP), Q - q);
+                          images, CEIL_DIV(rows - p, ROW_STEP), Q - q, -1);
 #if LANES_ARE_CHANNELS
     if (!whole)
         unstage(y, out, rows, groups);

@@ -2,8 +2,9 @@
 
 Source: Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks", 2015, section 4; the fusion by cache blocks
         as in Jia et al., "Optimizing N-dimensional, Winograd-based convolution for manycore CPUs", 2018. The gradient
-        of the filters sums the products before one inverse transform (see winograd_wgrad.c).
-Wins:   3x3 and 5x5 at stride 1 from some 16 channels on, at any batch; 1x7 and 7x1 too.
+        of the filters sums the products before one inverse transform (see winograd_wgrad.c). A stride's phases, and
+        pieces of a large filter (Toom and Cook's blocks), are further channels of the products.
+Wins:   3x3 and 5x5 at stride 1 from some 16 channels on, at any batch; 1x7 and 7x1, larger filters and strides too.
 Loses:  few channels, results of a handful of pixels.
 Error:  float32, 64 channels of normal noise, of the largest result: F(2,3) 3e-7, F(4,3) 1e-6, F(5,3) 4e-6,
         F(6,3) 1e-5. Tiles mix their pixels: a NaN or an infinity reaches its tile's other results.
@@ -12,6 +13,7 @@ Error:  float32, 64 channels of normal noise, of the largest result: F(2,3) 3e-7
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import ceil
 
 from autoconv.impls.native._c import ITEM_BYTES, defines, prelude, template
 from autoconv.impls.native._family import NativeFamily, Tunables
@@ -23,33 +25,39 @@ from autoconv.spec import ConvSpec, Op
 __all__ = ["Winograd"]
 
 MAX_CONFIGS = 8
+MOST_TAPS = 16  # an axis, of one phase: beyond, FFT and Toom-Cook's parts need fewer products
 PER_KIND = 2  # register blocks of one tile size, way of sharing and kind of filters; unequal sides get one
 HOPELESS = 1.6  # estimates rank better than that
 
 
 class Winograd(NativeFamily):
-    """F(m, r) along each axis, any m with m + r - 1 up to 8."""
+    """F(m, r) along each axis, m + r - 1 up to 8; r: the taps of a filter, of its phases or of its pieces."""
 
     name = "native.winograd"
-    version = 2
+    version = 3
     tags = frozenset({"native", "winograd"})
     strict_nan = False
 
     def refusal(self, spec: ConvSpec, tunables: Tunables | None) -> str | None:
-        if set(spec.stride) != {1}:
-            return f"needs stride 1, got {spec.stride}"
+        if spec.op is not Op.FPROP and set(spec.stride) != {1}:
+            return f"{spec.op} needs stride 1, got {spec.stride}"
         if set(spec.dilation) != {1}:
             return f"needs dilation 1, got {spec.dilation}"
-        if max(spec.kernel) < 2:
-            return f"needs two taps or more along one axis, got {spec.kernel}"
-        if max(spec.kernel) >= MOST_POINTS:
-            return f"needs at most {MOST_POINTS - 1} taps an axis, got {spec.kernel}"
+        taps = tuple(ceil(taps / step) for taps, step in zip(spec.kernel, spec.stride, strict=True))
+        if max(taps) < 2:
+            return f"needs two taps or more of one phase along one axis, got {spec.kernel} with stride {spec.stride}"
+        most = MOST_POINTS - 1 if spec.op is Op.WGRAD else MOST_TAPS
+        if max(taps) > most:
+            return f"needs at most {most} taps an axis, got {taps}"
         if min(spec.batch, *spec.output_spatial, *spec.in_spatial) < 1:
             return "needs a non-empty problem"
         if tunables:
-            for m, r in zip((tunables["mh"], tunables["mw"]), spec.kernel, strict=True):
-                if m < 1 or m + r - 1 > MOST_POINTS:
-                    return f"F({m}, {r}) takes {m + r - 1} points, sets of up to {MOST_POINTS} are accurate enough"
+            for m, r in zip((tunables["mh"], tunables["mw"]), taps, strict=True):
+                piece = min(m, r) if tunables.get("cut") else r
+                if m < 1 or m + piece - 1 > MOST_POINTS:
+                    return (
+                        f"F({m}, {piece}) takes {m + piece - 1} points, sets of up to {MOST_POINTS} are accurate enough"
+                    )
         return None
 
     def tunables(self, spec: ConvSpec, threads: int, vector_bytes: int) -> Sequence[Tunables]:
@@ -64,7 +72,7 @@ class Winograd(NativeFamily):
         for blocking in ranked:
             config = blocking.config
             sides = sorted(blocking.m)
-            kind = (*sides, config.get("shared", 0), config.get("filters", 0))
+            kind = (*sides, *(config.get(key, 0) for key in ("shared", "filters", "cut")))
             taken[kind] = taken.get(kind, 0) + 1
             if taken[kind] <= (PER_KIND if sides[0] == sides[1] else 1):
                 found.append(config)
@@ -76,7 +84,7 @@ class Winograd(NativeFamily):
         blocking = _blocking(spec, tunables, threads, vector_bytes)
         if isinstance(blocking, WgradBlocking):
             return blocking.source()
-        (r, s), (mh, mw) = spec.kernel, blocking.m
+        (r, s), (mh, mw) = blocking.taps, blocking.m
         return "\n".join(
             [
                 prelude(spec.dtype, vector_bytes, threads),
@@ -85,6 +93,8 @@ class Winograd(NativeFamily):
                 c_functions("w", mw, s, spec.dtype),
                 template("winograd_channels.c"),
                 template("winograd.c"),
+                template("winograd_filters.c"),
+                template("winograd_run.c"),
             ]
         )
 
