@@ -164,10 +164,11 @@ unsigned ballot(unsigned mask, int line, bool vote) {
 // Warp operations that every lane they name has reached: those lanes may go on.
 void complete_warps(std::vector<size_t>& ready) {
   for (size_t first = 0; first < threads.size(); first += WARP) {
-    const size_t lanes = std::min<size_t>(WARP, threads.size() - first);
-    for (size_t lane = 0; lane < lanes; lane++) {
-      Thread& thread = threads[first + lane];
-      if (thread.at != At::warp) continue;
+    const unsigned lanes = unsigned(std::min<size_t>(WARP, threads.size() - first));
+    unsigned seen = 0;
+    for (unsigned lane = 0; lane < lanes; lane++) {
+      const Thread& thread = threads[first + lane];
+      if (thread.at != At::warp || (seen >> lane & 1)) continue;
       if (!(thread.mask >> lane & 1)) return fail("a lane takes part in a warp operation whose mask leaves it out");
       bool complete = true;
       unsigned votes = 0;
@@ -180,8 +181,12 @@ void complete_warps(std::vector<size_t>& ready) {
         votes |= unsigned(partner.vote) << other;
       }
       if (!complete) continue;
-      thread.votes = votes;
-      ready.push_back(first + lane);
+      seen |= thread.mask;  // the others that it names need no look of their own
+      for (unsigned other = 0; other < lanes; other++) {
+        if (!(thread.mask >> other & 1)) continue;
+        threads[first + other].votes = votes;
+        ready.push_back(first + other);
+      }
     }
   }
 }
@@ -209,14 +214,15 @@ std::vector<size_t> next_threads() {
   return ready;
 }
 
+// `indices` come in rising order, but for those of warps that split.
 void arrange(std::vector<size_t>& indices, unsigned how) {
-  std::sort(indices.begin(), indices.end());
   if (how == 1) std::reverse(indices.begin(), indices.end());
   if (how > 1) std::shuffle(indices.begin(), indices.end(), random_order);
 }
 
 void run_block(unsigned how) {
   for (auto& thread : threads) thread.at = At::start;
+  for (size_t i = 0; i < order.size(); i++) order[i] = i;
   arrange(order, how);
   started = 0;
   while (started < order.size()) {
@@ -287,7 +293,6 @@ extern "C" const char* shim_launch(void* module_state, void (*call)(void**), voi
   const size_t count = state->block_size.count();
   threads.assign(count, Thread{});
   order.resize(count);
-  for (size_t i = 0; i < count; i++) order[i] = i;
 
   Found shared{uintptr_t(marker), nullptr, 0};
   dl_iterate_phdr(find_block, &shared);

@@ -87,6 +87,16 @@ __device__ __forceinline__ void store_pack(T* to, const Pack<T, N>& values) {
   *reinterpret_cast<Pack<T, N>*>(to) = values;
 }
 
+// The same, widened to compute with.
+template <int N, class T>
+__device__ __forceinline__ Pack<accumulator<T>, N> load_wide(const T* from) {
+  const Pack<T, N> stored = load_pack<N>(from);
+  Pack<accumulator<T>, N> wide;
+#pragma unroll
+  for (int i = 0; i < N; ++i) wide.lane[i] = widen(stored.lane[i]);
+  return wide;
+}
+
 __host__ __device__ constexpr int ceil_div(int count, int size) { return (count + size - 1) / size; }
 __host__ __device__ constexpr i64 ceil_div(i64 count, i64 size) { return (count + size - 1) / size; }
 
