@@ -39,6 +39,7 @@ OWN: dict[str, str] = {
     "tiles_of_a_stride": "fprop n2c6 13x14 k10 4x4 p1 s2",
     "tiles_of_two_strides": "fprop n3c17 14x23 k18 5x5 p2:1,0:3 s2,1 corr",
     "tiles_of_a_wide_stride": "fprop n5c4 6x7 k16 6x6 p3 s3,2",
+    "tiles_of_many_phases": "fprop n1c3 33x31 k5 18x17 p3 s4 corr",
     "cut_filter": "fprop n3c6 17x15 k10 9x9 p2",
     "cut_filter_in_groups": "fprop n2c8 16x19 k20 11x10 p5,4 g2 f64",
     "cut_line": "fprop n3c5 9x10 k6 1x9 p0,4 corr",

@@ -49,6 +49,8 @@ class Winograd(NativeFamily):
         most = MOST_POINTS - 1 if spec.op is Op.WGRAD else MOST_TAPS
         if max(taps) > most:
             return f"needs at most {most} taps an axis, got {taps}"
+        if max(spec.kernel) > 2 * MOST_TAPS:
+            return f"needs at most {2 * MOST_TAPS} taps an axis in all phases, got {spec.kernel}"
         if min(spec.batch, *spec.output_spatial, *spec.in_spatial) < 1:
             return "needs a non-empty problem"
         if tunables:

@@ -41,7 +41,7 @@ static void transform_filters(const T *taps, int count, T *U, size_t position_st
         transform_part(taps, count, part, U + (size_t)part * IC * KU, position_step);
 }
 
-#define FEW (TAPS > 25 ? 2 : 8) /* channels whose taps go through the stack: they stay in the first-level cache */
+#define FEW (TAPS > 256 ? 1 : TAPS > 25 ? 2 : 8) /* channels whose taps go through the stack: in the nearer caches */
 
 static inline void gather_and_transform(const T *w, int group, int block, int ic, int count, T *U, size_t position_step) {
     T taps[FEW * TAPS * KU] __attribute__((aligned(VECTOR_BYTES)));
