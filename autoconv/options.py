@@ -44,7 +44,7 @@ class Settings:
     max_rel_error: largest max|y - ref| / max|ref| of a winner; None is the dtype's default.
     deterministic: only winners whose bits repeat. strict_nan: only winners that carry NaN like the direct sum.
     threads: threads per call; None is every usable core.
-    isolation: where a race first runs what was not seen to run here: "process", a worker's, or "none", this one.
+    isolation: where candidates are tried and timed: "process", in workers that may be lost, or "none", in this one.
     """
 
     verbose: int = 0
