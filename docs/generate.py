@@ -1,7 +1,7 @@
 """Write the pages of docs/reference that are made from the code: `make docs`.
 
 `pages()` gives every such page as text; a test compares them with the files. What is written must not
-depend on the machine: implementations are asked about a made-up device, with their libraries taken as
+depend on the machine: implementations are asked about a made-up CPU or GPU, with their libraries taken as
 installed, and nothing is measured.
 
     python docs/generate.py            write
@@ -61,9 +61,10 @@ PROBES: dict[str, str] = {
     "1-D": "fprop n2c8 64 k8 3 p1",
     "3-D": "fprop n1c4 8x8x8 k4 3x3x3 p1",
 }
-ASKS_ITS_LIBRARY = {"onednn.conv"}  # the library's own list, another on every machine, says what it does
+ASKS_ITS_LIBRARY = {"onednn.conv", "cudnn.graph"}  # the library's own list, another on every machine, says what it does
 OPERATIONS = [text for name, text in PROBES.items() if name in list(Op)]
-DEVICE = Device("cpu", "any", "avx2", NATURAL_THREADS, NATURAL_THREADS)  # BLAS need not be held to fewer threads
+CPU = Device("cpu", "any", "avx2", NATURAL_THREADS, NATURAL_THREADS)  # BLAS need not be held to fewer threads
+GPU = Device("cuda", "any", "sm_90", 132, 1, 80 << 30)
 
 
 def pages() -> dict[str, str]:
@@ -213,10 +214,11 @@ def _refusal(one: Implementation, text: str) -> str | None:
     spec = ConvSpec.parse(text)
     if text not in OPERATIONS and spec.op not in one.ops:
         spec = replace(spec, op=next(op for op in Op if op in one.ops))
-    reason = one.why_not(spec, DEVICE)
+    device = CPU if "cpu" in one.devices else GPU
+    reason = one.why_not(spec, device)
     if reason is not None:
         return reason
-    reasons = [one.why_not(spec, DEVICE, config) for config in one.configs(spec, DEVICE)]
+    reasons = [one.why_not(spec, device, config) for config in one.configs(spec, device)]
     return None if None in reasons else "; ".join(dict.fromkeys(filter(None, reasons)))
 
 

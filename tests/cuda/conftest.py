@@ -11,6 +11,7 @@ from types import ModuleType
 import pytest
 
 from autoconv import cuda_driver, options, places
+from autoconv.impls.cuda import _kernels
 from tests.standin.driver import H200, Library
 
 FOLDER = Path(__file__).parent.parent / "standin"
@@ -28,6 +29,7 @@ def standin(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     monkeypatch.setattr(cuda_driver, "load_library", lambda: library)
     monkeypatch.setattr(cuda_driver, "driver", lambda: cuda_driver.read_driver(library))
     monkeypatch.setattr(places, "_gpus", {})
+    monkeypatch.setattr(_kernels, "_modules", {})  # what is loaded belongs to one `cupy`
     monkeypatch.syspath_prepend(str(FOLDER))
     before = {name: sys.modules.pop(name) for name in _modules()}
     import cupy
