@@ -53,7 +53,7 @@ def quick() -> Iterator[object]:
             yield pytest.param(architecture, (name, {}), id=f"{architecture} {name}")
 
 
-@pytest.mark.parametrize(("architecture", "source"), quick())
+@pytest.mark.parametrize(("architecture", "source"), [*quick()])
 def test_compiles(architecture: str, source: Source) -> None:
     compiled = nvrtc.compile_for(architecture, text(source[0]), options(source[1]))
     assert compiled.cubin_bytes > 0
