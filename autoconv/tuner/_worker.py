@@ -46,6 +46,7 @@ from autoconv.tuner.verify import Run, as_used
 from autoconv.tuner.wire import IDLE_S, Channel, Message
 from autoconv.workspace import Workspace
 
+WOKEN_S = 10.0  # one that stood still finds that `IDLE_S` have passed, just before it is asked again
 REPEATS = 3  # further calls while the number of threads grows: in the first two a pool may fill, later it leaks
 REPEAT_BELOW_S = 50e-3  # of processor time: longer calls are not repeated, nobody should wait for it
 
@@ -70,7 +71,7 @@ def _work(channel: Channel, modules: Sequence[str]) -> None:
     gc.freeze()  # what is there now stays: collections are quick then
     channel.send({"event": "ready"})
     servant = _Servant(channel)
-    while channel.wait(IDLE_S):
+    while channel.wait(IDLE_S) or channel.wait(WOKEN_S):
         received = channel.receive()
         if received is None:
             return

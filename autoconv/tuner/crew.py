@@ -41,6 +41,7 @@ class Crew:
     def __init__(self) -> None:
         self._held: dict[Kind, Worker] = {}
         self._awake: Worker | None = None
+        self._most_bytes: dict[Kind, int] = {}
 
     @contextmanager
     def turn(self, kind: Kind) -> Iterator[Worker]:
@@ -59,6 +60,15 @@ class Crew:
             self._awake = None
             WORKERS.end(worker)
             raise
+
+    def allow(self, kind: Kind, most_bytes: int) -> int:
+        """Let the worker of this kind become so large, as one more candidate moves in; how large it may be now."""
+        self._most_bytes[kind] = max(most_bytes, self._most_bytes.get(kind, 0))
+        return self._most_bytes[kind]
+
+    def most_bytes(self, kind: Kind) -> int:
+        """How large the worker of this kind may be, with all who live there."""
+        return self._most_bytes[kind]
 
     def is_ready(self, kind: Kind) -> bool:
         """Whether a worker has imported this kind's libraries already, or died of it."""
@@ -99,7 +109,6 @@ class Remote:
         self._share = share
         self._limits = limits
         self._where: Worker | None = None
-        self._most_bytes = 0
         self._call_s = 0.0
 
     def ready(self) -> float:
@@ -109,11 +118,11 @@ class Remote:
         """
         with self._crew.turn(self._kind) as worker:
             worker.is_ready()
-            self._most_bytes = self._limits.most_bytes(worker)
+            most_bytes = self._crew.allow(self._kind, self._limits.most_bytes(worker))
             worker.ask({**self._request, "do": "ready"}, self._share())
-            answer = worker.hear(PREPARE_S, self._most_bytes)
+            answer = worker.hear(PREPARE_S, most_bytes)
             if answer.get("event") == "prepared":
-                answer = worker.hear(self._limits.run_s, self._most_bytes)
+                answer = worker.hear(self._limits.run_s, most_bytes)
         self._call_s = _seconds(answer)
         self._where = worker
         return self._call_s
@@ -124,7 +133,7 @@ class Remote:
             if worker is self._where:
                 limit_s = max(self._limits.run_s, SLOWER * loops * self._call_s)
                 worker.ask({**self._place, "do": "sample", "loops": loops})
-                answer = worker.hear(limit_s, self._most_bytes, WATCH_S)
+                answer = worker.hear(limit_s, self._crew.most_bytes(self._kind), WATCH_S)
         if worker is self._where:
             return _seconds(answer)
         self.ready()  # another candidate has ended the worker
