@@ -109,9 +109,8 @@ def tune(
             share = budget_share(settings, deadline, len(problems) - done)
             bar.start(str(spec))
             try:
-                result = tuner.tune(
-                    spec, where, settings.limits(spec.dtype), budget_s=share, retune=retune, watch=watch or bar.watch
-                )
+                limits = settings.limits(spec.dtype, where)
+                result = tuner.tune(spec, where, limits, budget_s=share, retune=retune, watch=watch or bar.watch)
             except NoImplementation as error:
                 failure = failure or error
             else:

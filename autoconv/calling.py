@@ -1,7 +1,8 @@
 """The first call of its kind: check operands in the words of the public keywords, plan, remember the short way.
 
 The short way is one entry in the scope's `calls`: a key of types, shapes, strides, dtypes and options,
-and a function that goes straight into the runner. The public functions look there first.
+and a function that goes straight into the runner. The public functions look there first. For CuPy arrays the entry
+holds one such function for each GPU.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import numpy as np
 
 from autoconv import arrays, dispatch, options, shapes
 from autoconv.arrays import Array
-from autoconv.device import cpu
+from autoconv.device import Device
 from autoconv.errors import InvalidSpec, InvalidType
+from autoconv.places import DEVICE_ALIGNMENT, Place, common_home, home_of, is_cupy, place_of
 from autoconv.planning import Plan, thread_workspace
 from autoconv.spec import ConvSpec, Op, dtype_code
 
@@ -37,12 +39,18 @@ def first_conv(
     bias: Any,
     out: Any,
 ) -> Any:
-    """Plan and run a forward call, and remember it under `key` when both operands are plain NumPy arrays."""
+    """Plan and run a forward call, and remember it under `key` when both operands are plain NumPy or CuPy arrays."""
+    home = _home({"input": image, "filters": filters})
     x, w = operand(image, rank, "input"), operand(filters, rank, "filters")
     spec = _spec(Op.FPROP, x.shape, w.shape, x, w, border_mode, subsample, filter_dilation, num_groups, filter_flip)
-    chosen = _plan(spec)
-    if type(image) is np.ndarray and type(filters) is np.ndarray:
-        _keep(key, chosen, x, w)
+    chosen = dispatch.plan_for(spec, home)
+
+    def again(a: Any, b: Any, bias: Any, out: Any) -> Any:
+        return first_conv(
+            key, rank, a, b, border_mode, subsample, filter_dilation, num_groups, filter_flip, bias, out
+        )  # fmt: skip
+
+    _keep(key, chosen, image, filters, again)
     return chosen(image, filters, bias, out)
 
 
@@ -60,14 +68,20 @@ def first_dgrad(
     out: Any,
 ) -> Any:
     """The same for the gradient of the input."""
+    home = _home({"output_grad": output_grad, "filters": filters})
     dy, w = operand(output_grad, rank, "output_grad"), operand(filters, rank, "filters")
     groups = shapes.as_int(num_groups, "num_groups", 1)
     shape = _filled("input_shape", input_shape, (dy.shape[0], w.shape[1] * groups), rank)
     spec = _spec(Op.DGRAD, shape, w.shape, dy, w, border_mode, subsample, filter_dilation, num_groups, filter_flip)
     _check_output_grad(spec, dy)
-    chosen = _plan(spec)
-    if type(output_grad) is np.ndarray and type(filters) is np.ndarray:
-        _keep(key, chosen, dy, w)
+    chosen = dispatch.plan_for(spec, home)
+
+    def again(a: Any, b: Any, bias: Any, out: Any) -> Any:
+        return first_dgrad(
+            key, rank, a, b, input_shape, border_mode, subsample, filter_dilation, num_groups, filter_flip, out
+        )
+
+    _keep(key, chosen, output_grad, filters, again)
     return chosen(output_grad, filters, None, out)
 
 
@@ -85,20 +99,26 @@ def first_wgrad(
     out: Any,
 ) -> Any:
     """The same for the gradient of the filters."""
+    home = _home({"input": image, "output_grad": output_grad})
     x, dy = operand(image, rank, "input"), operand(output_grad, rank, "output_grad")
     groups = shapes.as_int(num_groups, "num_groups", 1)
     shape = _filled("filter_shape", filter_shape, (dy.shape[1], x.shape[1] // groups), rank)
     spec = _spec(Op.WGRAD, x.shape, shape, x, dy, border_mode, subsample, filter_dilation, num_groups, filter_flip)
     _check_output_grad(spec, dy)
-    chosen = _plan(spec)
-    if type(image) is np.ndarray and type(output_grad) is np.ndarray:
-        _keep(key, chosen, x, dy)
+    chosen = dispatch.plan_for(spec, home)
+
+    def again(a: Any, b: Any, bias: Any, out: Any) -> Any:
+        return first_wgrad(
+            key, rank, a, b, filter_shape, border_mode, subsample, filter_dilation, num_groups, filter_flip, out
+        )
+
+    _keep(key, chosen, image, output_grad, again)
     return chosen(image, output_grad, None, out)
 
 
 def operand(value: Any, rank: int, name: str) -> Array:
-    """`value` as a NumPy array of `rank` spatial axes. Raises `InvalidType` for what is none, naming `name`."""
-    array = arrays.as_numpy(value, name)
+    """`value` as an array of its device's library with `rank` spatial axes. Raises `InvalidType` for what is none."""
+    array = place_of(home_of(value)).array(value, name)
     if array.ndim != rank + 2:
         axes = "(batch, channels, " if not name.endswith("filters") else "(filters, channels, "
         raise InvalidType(
@@ -173,16 +193,79 @@ def check_declared(name: str, declared: Sequence[int | None], operand: str, valu
         raise InvalidSpec(f"{name} declares {entries}, {operand} has shape {shape}")
 
 
-def _plan(spec: ConvSpec) -> Plan:
-    return dispatch.plan_for(spec, cpu(options.current_scope().settings.threads))
+def _home(operands: dict[str, Any]) -> Device:
+    return common_home(operands, options.current_scope().settings.threads)
 
 
-def _keep(key: Any, chosen: Plan, first: Array, second: Array) -> None:
-    """Remember the call for `key`, shortened where the operands need no conversion."""
+def _keep(key: Any, chosen: Plan, first: Any, second: Any, again: Call) -> None:
+    """Remember the call for `key` if the operands are NumPy's or CuPy's, shortened where they need no conversion.
+
+    `again` is the long way: the key says nothing of which GPU the operands are on.
+    """
+    kind = type(first)
+    if type(second) is not kind or not (kind is np.ndarray or is_cupy(first, exactly=True)):
+        return
+    scope, place = options.current_scope(), place_of(chosen.device)
     try:
-        options.current_scope().keep(key, _ready(chosen, first, second))
+        if kind is np.ndarray:
+            scope.keep(key, _ready(chosen, first, second))
+        elif not place.capturing():  # what is decided in a capture is what was ready, not what is best
+            known = scope.calls.get(key)
+            calls = known if isinstance(known, _OnGpus) else _OnGpus(again)
+            calls.ready[chosen.device.index] = _ready_on_gpu(chosen, first, second, place)
+            scope.keep(key, calls)
     except TypeError:  # a list among the options: works, but is looked up the long way every time
         return
+
+
+class _OnGpus:
+    """A call on CuPy arrays: what was decided for each GPU."""
+
+    __slots__ = ("_again", "ready")
+
+    def __init__(self, again: Call) -> None:
+        self._again = again
+        self.ready: dict[int, Call] = {}
+
+    def __call__(self, a: Any, b: Any, bias: Any, out: Any) -> Any:
+        return self.ready.get(a.data.device_id, self._again)(a, b, bias, out)
+
+
+def _ready_on_gpu(chosen: Plan, first: Any, second: Any, place: Place) -> Call:
+    """The same as `_ready` for CuPy arrays of one GPU, in any layout."""
+    spec, dtype, index = chosen.spec, chosen.spec.np_dtype, chosen.device.index
+    second_layout = spec.layout if spec.op is Op.WGRAD else "nchw"
+    conform = all(
+        array.dtype == dtype and arrays.is_dense(array, form)
+        for array, form in ((first, spec.layout), (second, second_layout))
+    )
+    if not conform or spec.rank1 or not first.size or not second.size or not all(spec.result_shape):
+        return chosen
+    new, runner, workspace_of, current = chosen._new, chosen._runner, place.workspace, place.xp.cuda.runtime.getDevice
+
+    def call(a: Any, b: Any, bias: Any, out: Any) -> Any:
+        left, right = a.data, b.data
+        if (
+            bias is not None
+            or out is not None
+            or (left.ptr | right.ptr) % DEVICE_ALIGNMENT
+            or right.device_id != index
+            or current() != index
+        ):
+            return chosen(a, b, bias, out)
+        result = new()
+        workspace = workspace_of()
+        mark = workspace.mark()
+        try:
+            runner(a, b, result, workspace)
+        except MemoryError as error:
+            workspace.release(mark)
+            chosen.relief(error).run(a, b, result, workspace)
+        finally:
+            workspace.release(mark)
+        return result
+
+    return call
 
 
 def _ready(chosen: Plan, first: Array, second: Array) -> Call:
@@ -207,6 +290,9 @@ def _ready(chosen: Plan, first: Array, second: Array) -> Call:
         mark = workspace.mark()
         try:
             runner(a, b, result, workspace)
+        except MemoryError as error:
+            workspace.release(mark)
+            chosen.relief(error).run(a, b, result, workspace)
         finally:
             workspace.release(mark)
         return result

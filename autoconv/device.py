@@ -17,6 +17,8 @@ from autoconv.shapes import as_int
 
 __all__ = ["Device", "cpu", "cuda", "find_device", "gpu_of", "missing_for_cuda", "usable_cores"]
 
+GPU_SHARE = 8  # the part of a GPU's memory that scratch may take is one of so many
+
 
 @dataclass(frozen=True, slots=True)
 class Device:
@@ -50,6 +52,15 @@ class Device:
 
     def __str__(self) -> str:
         return self.fingerprint
+
+    @property
+    def workspace_cap(self) -> int | None:
+        """Bytes of scratch that a winner may need where no setting says so; None is no limit.
+
+        An eighth of a GPU's memory, which models and their data fill too: 17 GiB of an H200's 139, 3 GiB of 24. It is
+        a share of all there is, not of what is free just now, so that the same rows win every time.
+        """
+        return self.memory // GPU_SHARE if self.kind == "cuda" and self.memory else None
 
     @property
     def vector_bytes(self) -> int:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from autoconv import options
@@ -18,6 +19,7 @@ from autoconv.errors import BackendMissing, NoImplementation, RegistryError
 from autoconv.evidence import Choice, Decision, Measurement, Store, decide, latest
 from autoconv.implementation import Built
 from autoconv.options import Scope, Settings
+from autoconv.places import place_of
 from autoconv.planning import Plan
 from autoconv.registry import Registry, default_registry
 from autoconv.spec import ConvSpec
@@ -75,6 +77,9 @@ def make_tuner() -> Tuner:
 def plan_for(spec: ConvSpec, device: Device) -> Plan:
     """The plan for `spec` under the current settings; decides on the first call and remembers.
 
+    While a GPU's stream is being captured nothing is tuned or compiled: what is remembered runs, else the first of
+    the untuned order that is ready, and neither is kept.
+
     Raises `RegistryError` for an unknown name in the settings, `NoImplementation` when nothing may
     run the spec or the policy forbids to find out.
     """
@@ -83,6 +88,8 @@ def plan_for(spec: ConvSpec, device: Device) -> Plan:
     plan: Plan | None = scope.calls.get(key)
     if plan is not None:
         return plan
+    if place_of(device).capturing():
+        return _decide_in_a_capture(spec, device, scope.settings)
     with _one_at_a_time(key):  # two threads that miss the same spec decide once
         plan = scope.calls.get(key)
         if plan is None:
@@ -110,7 +117,7 @@ def pin(spec: ConvSpec, device: Device, choice: Choice) -> Plan:
         return remembered or _first_that_builds(registry, lower, device, settings)[0]
 
     with _one_at_a_time(key):
-        built = registry.build(spec, device, choice, child)
+        built = registry.build(spec, device, choice, child, may_compile=not place_of(device).capturing())
         plan = Plan(spec, device, built.choice, built.runner, workspace_bytes=built.workspace_bytes, rebind=plan_for)
         if settings.verbose:
             announce(plan, settings, (), {})
@@ -136,8 +143,11 @@ def _decide(spec: ConvSpec, device: Device, scope: Scope) -> Plan:
     built: Built | None = None
     decision: Decision | None = None
     source = "pinned"
-    if spec.batch == 0:
-        built = registry.build(spec, device, _direct())  # nothing to compute, so nothing to race
+    if spec.batch == 0:  # nothing to compute, so nothing to race
+        if device.kind == "cpu":
+            built = registry.build(spec, device, _direct())
+        else:
+            built, refusals = _first_that_builds(registry, spec, device, settings)
     else:
         rows, decision, built = recall(spec, device, settings, look_for_changes=settings.verbose > 0)
         source = "cache"
@@ -154,8 +164,49 @@ def _decide(spec: ConvSpec, device: Device, scope: Scope) -> Plan:
         built, refusals = _first_that_builds(registry, spec, device, settings)
         source = "heuristic"
     assert built is not None
-    plan = Plan(
-        spec,
+    plan = _plan_of(built, device, settings, source, decision)
+    if settings.verbose:
+        if settings.verbose > 1 and not refusals:
+            _, refusals = registry.candidates(spec, device, settings.limits(spec.dtype, device))
+        announce(plan, settings, rows, refusals)
+    return plan
+
+
+def _decide_in_a_capture(spec: ConvSpec, device: Device, settings: Settings) -> Plan:
+    """A plan out of what is ready. Raises `NoImplementation` when nothing is."""
+    registry = default_registry()
+    _, decision, built = recall(spec, device, settings, note_misses=False)
+    source = "cache"
+    if built is None:
+        source = "heuristic"
+        try:
+            built, _ = _first_that_builds(registry, spec, device, settings)
+        except NoImplementation as error:
+            raise NoImplementation(
+                f"the current stream is being captured, so nothing is tuned or compiled, and nothing that is ready "
+                f"runs {spec}: call it once before the capture",
+                error.refusals,
+            ) from None
+    return _plan_of(built, device, settings, source, decision)
+
+
+def _relieved(settings: Settings, plan: Plan) -> Plan | None:
+    """Who runs where `plan` found no memory: the best remembered row that takes less, else the first that builds."""
+    tighter = replace(settings, max_workspace=plan.workspace_bytes - 1)
+    _, decision, built = recall(plan.spec, plan.device, tighter, note_misses=False)
+    source = "cache"
+    if built is None:
+        source = "heuristic"
+        try:
+            built, _ = _first_that_builds(default_registry(), plan.spec, plan.device, tighter)
+        except NoImplementation:
+            return None
+    return _plan_of(built, plan.device, tighter, source, decision)
+
+
+def _plan_of(built: Built, device: Device, settings: Settings, source: str, decision: Decision | None) -> Plan:
+    return Plan(
+        built.spec,
         device,
         built.choice,
         built.runner,
@@ -163,12 +214,13 @@ def _decide(spec: ConvSpec, device: Device, scope: Scope) -> Plan:
         source=source,
         decision=decision,
         rebind=plan_for,
+        relieve=partial(_relieved, settings),
     )
-    if settings.verbose:
-        if settings.verbose > 1 and not refusals:
-            _, refusals = registry.candidates(spec, device, settings.limits(spec.dtype))
-        announce(plan, settings, rows, refusals)
-    return plan
+
+
+def _may_compile(device: Device) -> bool:
+    """Whether a call may wait for a compiler: a C compiler takes seconds, a GPU's what CuPy's own functions take."""
+    return device.kind != "cpu" and not place_of(device).capturing()
 
 
 def _check_settings(registry: Registry, settings: Settings) -> None:
@@ -177,12 +229,12 @@ def _check_settings(registry: Registry, settings: Settings) -> None:
 
 
 def _race(spec: ConvSpec, device: Device, settings: Settings) -> TuningResult:
-    limits = settings.limits(spec.dtype)
+    limits = settings.limits(spec.dtype, device)
     return make_tuner().tune(spec, device, limits, budget_s=settings.tune_budget_s, load_libraries=False)
 
 
 def recall(
-    spec: ConvSpec, device: Device, settings: Settings, *, look_for_changes: bool = False
+    spec: ConvSpec, device: Device, settings: Settings, *, look_for_changes: bool = False, note_misses: bool = True
 ) -> tuple[list[Measurement], Decision | None, Built | None]:
     """The remembered rows of `spec`, the decision they support and its runner, as far as there is one.
 
@@ -190,17 +242,17 @@ def recall(
     longer than a call may.
 
     A row whose implementation is gone, changed its version or cannot run any more gives way to the
-    next best, and a miss is recorded so that `autoconv tune --missed` mends it.
+    next best, and with `note_misses` that is recorded, so that `autoconv tune --missed` mends it.
     """
     registry, store = default_registry(), current_store()
     rows = latest(store.rows(str(spec), device.fingerprint))
-    limits = settings.limits(spec.dtype)
+    limits = settings.limits(spec.dtype, device)
     able = rows
     reason = ""
     while (decision := decide(able, limits)) is not None:
         winner = decision.winner
         try:
-            built = registry.build(spec, device, winner.choice, may_compile=False)
+            built = registry.build(spec, device, winner.choice, may_compile=_may_compile(device))
         except (NoImplementation, RegistryError, BackendMissing) as gone:
             reason = str(gone)
         else:
@@ -209,7 +261,7 @@ def recall(
             elif refusal := limits.refuses(_as_built(winner, built)):  # a row from elsewhere may say anything
                 reason = f"{winner.choice}: {refusal}"
             else:
-                if reason:
+                if reason and note_misses:
                     store.miss(str(spec), device.fingerprint, reason)
                 if look_for_changes:
                     decision = decide(able, limits, registry.stale([winner]))
@@ -233,7 +285,9 @@ def untuned_order(
     spec: ConvSpec, device: Device, settings: Settings
 ) -> tuple[list[tuple[Choice, float]], dict[str, str]]:
     """Choices by estimate with their estimated seconds, as an untuned call would try them, and the refusals."""
-    accepted, refusals = default_registry().candidates(spec, device, settings.limits(spec.dtype), load_libraries=False)
+    accepted, refusals = default_registry().candidates(
+        spec, device, settings.limits(spec.dtype, device), load_libraries=False
+    )
     return [(candidate.choice, candidate.estimate_s) for candidate in accepted], refusals
 
 
@@ -249,13 +303,16 @@ def _first_that_builds(
                 device,
                 choice,
                 lambda child: _first_that_builds(registry, child, device, free)[0],
-                may_compile=False,
+                may_compile=_may_compile(device),
             )
         except (NoImplementation, BackendMissing) as error:
             reasons = getattr(error, "refusals", {}).values()
             refusals[str(choice)] = "; ".join(reasons) or str(error)
-        else:
+            continue
+        cap = settings.limits(spec.dtype, device).max_workspace
+        if cap is None or built.workspace_bytes <= cap:
             return built, refusals
+        refusals[str(choice)] = f"needs {built.workspace_bytes} bytes of workspace with its child's, the limit is {cap}"
     raise NoImplementation(f"nothing here may run {spec}", refusals)
 
 

@@ -94,7 +94,7 @@ class Explanation:
 def explain_spec(spec: ConvSpec, device: Device) -> Explanation:
     """Explain `spec` under the current settings without racing anything."""
     settings = options.current_scope().settings
-    registry, limits = default_registry(), settings.limits(spec.dtype)
+    registry, limits = default_registry(), settings.limits(spec.dtype, device)
     rows, decision, built = dispatch.recall(spec, device, settings, look_for_changes=True)
     order, _ = dispatch.untuned_order(spec, device, settings)
     candidates, refusals = registry.candidates(spec, device, limits)

@@ -18,6 +18,7 @@ from contextvars import ContextVar, Token
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from autoconv.device import Device
 from autoconv.errors import InvalidOption
 from autoconv.evidence import Limits
 
@@ -40,7 +41,8 @@ class Settings:
     on_miss: what a call does without a remembered decision: "tune", "heuristic" or "error".
     tune_budget_s: seconds one race inside a call may take.
     prefer, require, exclude: ids, providers or tags; see `Limits`.
-    max_workspace: bytes (or "512MiB") of scratch a winner may need; None is no limit.
+    max_workspace: bytes (or "512MiB") of scratch a winner may need; None is no limit on a CPU, and an eighth of its
+        memory on a GPU.
     max_rel_error: largest max|y - ref| / max|ref| of a winner; None is the dtype's default.
     deterministic: only winners whose bits repeat. strict_nan: only winners that carry NaN like the direct sum.
     threads: threads per call; None is every usable core.
@@ -86,11 +88,12 @@ class Settings:
                 raise InvalidOption(f"{shown}: {error}") from None
         return replace(self, **converted)
 
-    def limits(self, dtype: str) -> Limits:
-        """The part that constrains which row may win, for a spec of `dtype`."""
+    def limits(self, dtype: str, device: Device | None = None) -> Limits:
+        """The part that constrains which row may win, for a spec of `dtype` on `device`."""
+        cap = device.workspace_cap if device is not None and self.max_workspace is None else self.max_workspace
         error = DEFAULT_REL_ERROR[dtype] if self.max_rel_error is None else self.max_rel_error
         return Limits(
-            max_workspace=self.max_workspace,
+            max_workspace=cap,
             max_rel_error=error,
             deterministic=self.deterministic,
             strict_nan=self.strict_nan,

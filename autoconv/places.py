@@ -23,7 +23,18 @@ from autoconv.device import Device, cpu, cuda, missing_for_cuda
 from autoconv.errors import BackendMissing, InvalidType
 from autoconv.workspace import DeviceWorkspace, Workspace, thread_workspace
 
-__all__ = ["CudaForm", "CudaPlace", "Form", "HostPlace", "Place", "common_home", "home_of", "is_cupy", "place_of"]
+__all__ = [
+    "DEVICE_ALIGNMENT",
+    "CudaForm",
+    "CudaPlace",
+    "Form",
+    "HostPlace",
+    "Place",
+    "common_home",
+    "home_of",
+    "is_cupy",
+    "place_of",
+]
 
 DLPACK_CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
 DEVICE_ALIGNMENT = 16  # bytes: the widest load of a GPU's thread
@@ -323,10 +334,10 @@ def _host(device: Device) -> HostPlace:
     return HostPlace(device)
 
 
-def is_cupy(value: Any) -> bool:
-    """Whether `value` is a CuPy array, told without importing CuPy."""
+def is_cupy(value: Any, *, exactly: bool = False) -> bool:
+    """Whether `value` is a CuPy array (`exactly`: and of no derived class), told without importing CuPy."""
     cupy = sys.modules.get("cupy")
-    return cupy is not None and isinstance(value, cupy.ndarray)
+    return cupy is not None and (type(value) is cupy.ndarray or (not exactly and isinstance(value, cupy.ndarray)))
 
 
 def _gpu_index(value: Any) -> int | None:

@@ -25,6 +25,7 @@ __all__ = ["ENTRY_POINTS", "Candidate", "Declared", "Registry", "default_registr
 
 ENTRY_POINTS = "autoconv.implementations"
 MAX_DEPTH = 6  # rewrites nest op, groups and rank: a deeper chain is a cycle
+QUICK = frozenset({"cupy", "cudnn"})  # whoever calls with a GPU's arrays has the one, and the other takes 0.07 s
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,11 +126,16 @@ class Registry:
     ) -> tuple[list[Candidate], dict[str, str]]:
         """Every implementation x config that may run `spec`, best estimate first, and each refusal.
 
+        What is for other kinds of device is no refusal worth telling, unless `require` asks for it by name.
         `may_compile=False` leaves out what a compiler builds: an untuned call has nothing built to use.
         """
         accepted: list[Candidate] = []
         refusals: dict[str, str] = {}
         for one in self:
+            if device.kind not in one.devices and not (
+                limits.require and limits.forbids((one.name,), one.tags) is None
+            ):
+                continue
             reason = self._refusal(one, spec, device, limits)
             if reason is None and one.compiled and not may_compile:
                 reason = "compiled when tuned, not inside an untuned call"
@@ -312,7 +318,7 @@ def _config_refusal(
         return "does not carry NaN and infinity like the direct sum, and settings(strict_nan=True)"
     if limits.deterministic and not traits.deterministic:
         return "not deterministic, and settings(deterministic=True)"
-    missing = [name for name in one.libraries(config) if name not in sys.modules]
+    missing = [name for name in one.libraries(config) if name not in sys.modules and name not in QUICK]
     if missing and not load_libraries:
         return f"would import {', '.join(missing)}: raced by `autoconv tune`, not inside a call"
     return None

@@ -135,7 +135,7 @@ def doubtful(device: Device, specs: Sequence[ConvSpec] = ()) -> list[Doubtful]:
 
 def _look_at(spec: ConvSpec, device: Device) -> Doubtful | None:
     registry = default_registry()
-    limits = options.current_scope().settings.limits(spec.dtype)
+    limits = options.current_scope().settings.limits(spec.dtype, device)
     here = {one.name: one.version for one in registry}
     known = latest(dispatch.current_store().rows(str(spec), device.fingerprint), here)
     rows = [row for row in known if all(link.implementation in here for link in row.choice.chain())]
@@ -156,7 +156,7 @@ def _look_at(spec: ConvSpec, device: Device) -> Doubtful | None:
 
 def race_again(doubt: Doubtful, tuner: Tuner, budget_s: float, watch: Watch | None = None) -> Regression:
     """Time the contenders of one spec again. Raises `NoImplementation` when none of them can run any more."""
-    limits = options.current_scope().settings.limits(doubt.spec.dtype)
+    limits = options.current_scope().settings.limits(doubt.spec.dtype, doubt.device)
     known = {row.race for row in dispatch.current_store().rows(str(doubt.spec), doubt.device.fingerprint)}
     result: TuningResult = tuner.tune(
         doubt.spec, doubt.device, limits, budget_s=budget_s, only=doubt.contenders, watch=watch

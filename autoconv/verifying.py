@@ -109,7 +109,7 @@ def checked_seed(seed: int | None) -> int:
 
 def verify_spec(spec: ConvSpec, device: Device, seed: int) -> Verification:
     """Check the remembered winner of `spec`, and who takes its place; rows of those that fail are added."""
-    limits = options.current_scope().settings.limits(spec.dtype)
+    limits = options.current_scope().settings.limits(spec.dtype, device)
     registry, store = default_registry(), dispatch.current_store()
     rows = latest(store.rows(str(spec), device.fingerprint))
     checks: list[Check] = []

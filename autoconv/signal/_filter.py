@@ -8,7 +8,9 @@ import numpy as np
 
 from autoconv import options
 from autoconv.arrays import Array, like_caller
+from autoconv.device import Device
 from autoconv.errors import InvalidType
+from autoconv.places import home_of, place_of
 from autoconv.planning import BoundPlan
 from autoconv.signal._geometry import Problem, arrange, boundary_of, fill_of
 from autoconv.signal._running import MAX_RANK, as_array, bound_plan, check_pair, spec_of
@@ -38,14 +40,16 @@ class Filter:
         dtype, `InvalidSpec` for an empty image or, in mode "valid", one that the filter does not fit.
         """
         array = as_array(image, "image")
-        problem, bound = self._find(array)
-        stack = array.ndim > self._kernel.ndim
-        dtype = bound.plan.spec.np_dtype
-        array = array if array.dtype == dtype else array.astype(dtype)
-        if problem.pixels is not None or problem.crop is not None:
-            array = np.stack([problem.see(one) for one in array]) if stack else problem.see(array)
-        result = bound(array[:, None] if stack else array[None, None])
-        result = result[:, 0] if stack else result[0, 0]
+        place = place_of(self._home(array))
+        with place.current():
+            problem, bound = self._find(array)
+            stack = array.ndim > self._kernel.ndim
+            dtype = bound.plan.spec.np_dtype
+            array = array if array.dtype == dtype else array.astype(dtype)
+            if problem.pixels is not None or problem.crop is not None:
+                array = place.xp.stack([problem.see(one) for one in array]) if stack else problem.see(array)
+            result = bound(array[:, None] if stack else array[None, None])
+            result = result[:, 0] if stack else result[0, 0]
         return like_caller(result, image) if hasattr(image, "__dlpack__") else result
 
     def plan_for(self, image: Any) -> BoundPlan:
@@ -53,7 +57,7 @@ class Filter:
         return self._find(as_array(image, "image"))[1]
 
     def _find(self, image: Array) -> tuple[Problem, BoundPlan]:
-        key = (options.current_scope(), image.shape, image.dtype)
+        key = (options.current_scope(), image.shape, image.dtype, self._home(image))
         found = self._ready.get(key)
         if found is None:
             found = self._ready[key] = self._decide(image)
@@ -72,7 +76,10 @@ class Filter:
         dtype = check_pair(image, self._kernel)
         batch = len(image) if image.ndim > rank else 1
         spec = spec_of(problem, dtype, convolution=self._convolution, batch=batch)
-        return problem, bound_plan(spec, self._kernel[None, None])
+        return problem, bound_plan(spec, self._kernel[None, None], self._home(image))
+
+    def _home(self, image: Array) -> Device:
+        return home_of(image, options.current_scope().settings.threads)
 
     def __repr__(self) -> str:
         kind = "convolution" if self._convolution else "correlation"
@@ -101,7 +108,8 @@ def bind(
     >>> blur(np.ones((32, 48))).shape, blur(np.ones((3, 32, 48))).shape
     ((32, 48), (3, 32, 48))
     """
-    array = np.array(as_array(kernel, "kernel"))  # the caller may change theirs
+    given = as_array(kernel, "kernel")
+    array = np.array(place_of(home_of(given)).to_host(given))  # the caller may change theirs
     if not 1 <= array.ndim <= MAX_RANK:
         raise InvalidType(f"kernel must have 1 to {MAX_RANK} dimensions, got shape {array.shape}")
     check_pair(array, np.ones(1))

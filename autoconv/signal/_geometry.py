@@ -15,6 +15,7 @@ import numpy as np
 
 from autoconv.arrays import Array
 from autoconv.errors import InvalidOption, InvalidSpec
+from autoconv.places import home_of, is_cupy, place_of
 
 __all__ = ["Problem", "arrange", "boundary_of", "fill_of"]
 
@@ -40,13 +41,30 @@ class Problem:
 
     def see(self, image: Array) -> Array:
         """What of the image, and around it, the filter meets."""
+        if self.pixels is not None and is_cupy(image):
+            seen: Array = self._see_on_gpu(image)
+            return seen
         if self.pixels is not None:
-            seen: Array = image[np.ix_(*self.pixels)]
+            seen = image[np.ix_(*self.pixels)]
             if self.fill:
                 for axis, pixels in enumerate(self.pixels):
                     seen[(slice(None),) * axis + (pixels < 0,)] = self.fill
             return seen
         return image if self.crop is None else image[self.crop]
+
+    def _see_on_gpu(self, image: Any) -> Any:
+        """The same where every index has to be on the GPU too, one axis after the other."""
+        assert self.pixels is not None
+        cupy = place_of(home_of(image)).xp
+        for axis, pixels in enumerate(self.pixels):
+            image = cupy.take(image, cupy.asarray(np.maximum(pixels, 0)), axis=axis)
+        for axis, pixels in enumerate(self.pixels):
+            outside = np.flatnonzero(pixels < 0)
+            if len(outside):  # before the image and behind it
+                last = int(np.searchsorted(pixels >= 0, True)) if pixels[0] < 0 else 0
+                for part in (slice(0, last), slice(last + int((pixels >= 0).sum()), None)):
+                    image[(slice(None),) * axis + (part,)] = self.fill
+        return image
 
 
 def boundary_of(word: Any) -> str:

@@ -14,11 +14,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from autoconv import arrays, dispatch, options
+from autoconv import dispatch, options
 from autoconv.arrays import Array
-from autoconv.device import cpu
+from autoconv.device import Device
 from autoconv.errors import InvalidSpec, InvalidType, NoImplementation
-from autoconv.planning import BoundPlan, Plan
+from autoconv.places import common_home, home_of, place_of
+from autoconv.planning import BoundPlan
 from autoconv.separable import is_separable
 from autoconv.signal._geometry import Problem
 from autoconv.spec import ConvSpec, dtype_code
@@ -35,9 +36,9 @@ Call: TypeAlias = Callable[[Any, Any], Any]
 
 
 def as_array(value: Any, name: str) -> Array:
-    """An array, or nested sequences of numbers, as a NumPy array."""
+    """An array as one of its device's library; nested sequences of numbers as a NumPy array."""
     if isinstance(value, np.ndarray) or hasattr(value, "__dlpack__"):
-        return arrays.as_numpy(value, name)
+        return place_of(home_of(value)).array(value, name)
     array = np.asarray(value)
     if array.dtype == object:
         raise InvalidType(f"{name} must be an array or nested sequences of numbers, got {type(value).__name__}")
@@ -65,15 +66,18 @@ def spec_of(problem: Problem, dtype: str, *, convolution: bool, batch: int = 1) 
 def first_call(key: Any, problem: Problem, first: Array, second: Array, *, convolution: bool) -> Any:
     """Plan and run; remember the call under `key` unless that is None."""
     spec = spec_of(problem, check_pair(first, second), convolution=convolution)
-    call = _make(problem, spec)
-    if key is not None:
-        options.current_scope().calls[key] = call
-    return call(first, second)
+    home = common_home({"in1": first, "in2": second}, options.current_scope().settings.threads)
+    with place_of(home).current():
+        call = _make(problem, spec, home)
+        if key is not None:
+            options.current_scope().calls[key] = call
+        return call(first, second)
 
 
-def _make(problem: Problem, spec: ConvSpec) -> Call:
+def _make(problem: Problem, spec: ConvSpec, home: Device) -> Call:
     worth = spec.macs >= BIND_MACS and prod(spec.output_spatial) >= BIND_SHARE * prod(spec.kernel)
-    run: Call = _Bound(spec) if worth else _plan(spec)
+    on_host = home.kind == "cpu"  # to look at a filter on a GPU is to wait for it
+    run: Call = _Bound(spec, home) if worth and on_host else dispatch.plan_for(spec, home)
     image_axes, back = (None, None), (0, 0, *(slice(None, None, -1),) * spec.rank)
 
     def plain(first: Array, second: Array) -> Any:
@@ -96,8 +100,9 @@ def _cast(see: Callable[[Array], Array], image: Array, spec: ConvSpec) -> Array:
 class _Bound:
     """Runs one spec, the filters bound by their bytes; the latest few are kept."""
 
-    def __init__(self, spec: ConvSpec) -> None:
+    def __init__(self, spec: ConvSpec, home: Device) -> None:
         self._spec = spec
+        self._home = home
         self._kept: dict[bytes, BoundPlan] = {}
         self._lock = threading.Lock()
 
@@ -105,7 +110,7 @@ class _Bound:
         content = kernel.tobytes()
         bound = self._kept.get(content)
         if bound is None:
-            bound = bound_plan(self._spec, kernel)
+            bound = bound_plan(self._spec, kernel, self._home)
             with self._lock:
                 while len(self._kept) >= KEPT:
                     del self._kept[next(iter(self._kept))]
@@ -113,17 +118,17 @@ class _Bound:
         return bound(image)
 
 
-def bound_plan(spec: ConvSpec, kernel: Array) -> BoundPlan:
-    """The plan of `spec` with `kernel` bound, decided for separable filters where it is; one race, not two."""
+def bound_plan(spec: ConvSpec, kernel: Array, home: Device) -> BoundPlan:
+    """The plan of `spec` with `kernel` bound, decided for separable filters where it is; one race, not two.
+
+    `kernel` is a NumPy array, wherever `home` is.
+    """
     kernel = kernel.astype(spec.np_dtype, copy=False)
+    filters = place_of(home).from_host(kernel)
     fixed = replace(spec, fixed=True)
     if sum(taps > 1 for taps in spec.kernel) > 1 and is_separable(kernel):
         try:
-            return _plan(replace(fixed, rank1=True)).bind(kernel)
+            return dispatch.plan_for(replace(fixed, rank1=True), home).bind(filters)
         except NoImplementation:  # under on_miss="error", what is decided without the promise serves
             pass
-    return _plan(fixed).bind(kernel)
-
-
-def _plan(spec: ConvSpec) -> Plan:
-    return dispatch.plan_for(spec, cpu(options.current_scope().settings.threads))
+    return dispatch.plan_for(fixed, home).bind(filters)

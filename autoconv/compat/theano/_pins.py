@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from autoconv import arrays, calling, options
+from autoconv import calling, options
 from autoconv.arrays import Array
 from autoconv.errors import InvalidSpec, InvalidType
+from autoconv.places import home_of, place_of
 from autoconv.registry import default_registry
 
 __all__ = ["check_shapes", "operand", "per_axis", "pinned", "say"]
@@ -43,7 +44,7 @@ def say(text: str) -> None:
 
 def operand(value: Any, name: str, axes: str) -> Array:
     """`value` as an array with one dimension per word of `axes`; raises `InvalidType` otherwise."""
-    array = arrays.as_numpy(value, name)
+    array = place_of(home_of(value)).array(value, name)
     count = len(axes.split(", "))
     if array.ndim != count:
         raise InvalidType(f"{name} needs {count} dimensions ({axes}), got {array.ndim}: shape {array.shape}")

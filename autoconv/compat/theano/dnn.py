@@ -14,9 +14,10 @@ import numpy as np
 from autoconv import arrays, dispatch, options
 from autoconv.arrays import Array
 from autoconv.compat.theano._pins import operand, per_axis, pinned, say
-from autoconv.device import Device, cpu
+from autoconv.device import Device
 from autoconv.errors import AutoconvError, InvalidOption, InvalidSpec
 from autoconv.evidence import Choice
+from autoconv.places import home_of
 from autoconv.planning import Plan
 from autoconv.spec import ConvSpec
 
@@ -119,7 +120,7 @@ class DnnConv:
         return self._run(_spec("fprop", x.shape, w.shape, x, w, self.border_mode, self.subsample, flips), x, w)
 
     def _run(self, spec: ConvSpec, a: Array, b: Array) -> Any:
-        device = cpu(options.current_scope().settings.threads)
+        device = home_of(a, options.current_scope().settings.threads)
         if self.algo in ALGORITHMS:
             with pinned(f"dnn_conv(algo={self.algo!r})", *ALGORITHMS[self.algo]):
                 return dispatch.plan_for(spec, device)(a, b)

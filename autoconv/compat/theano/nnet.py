@@ -10,9 +10,10 @@ import numpy as np
 
 from autoconv import arrays, convolving, dispatch, options
 from autoconv.compat.theano._pins import check_shapes, operand, per_axis
-from autoconv.device import Device, cpu
+from autoconv.device import Device
 from autoconv.errors import InvalidSpec
 from autoconv.evidence import Choice, Config
+from autoconv.places import home_of
 from autoconv.registry import default_registry
 from autoconv.spec import ConvSpec
 
@@ -76,7 +77,7 @@ def conv2d(
             x.shape, w.shape, padding=border_mode, stride=per_axis(subsample, "subsample", 2),
             layout=arrays.memory_layout(x), dtype=np.result_type(x.dtype, w.dtype),
         )  # fmt: skip
-        device = cpu(options.current_scope().settings.threads)
+        device = home_of(x, options.current_scope().settings.threads)
         choice = _generated(spec, device, wanted, openmp)
         if choice is not None:
             return dispatch.pin(spec, device, choice)(input, filters)

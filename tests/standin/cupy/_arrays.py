@@ -23,8 +23,8 @@ UFUNC_OPTIONS = {"out", "dtype", "casting"}
 MATMUL_OPTIONS = UFUNC_OPTIONS | {"axes", "axis", "keepdims", "signature", "order"}
 CUBLAS = {"matmul", "dot", "tensordot", "einsum", "outer", "inv", "solve"}
 UFUNCS = (
-    "absolute", "add", "bitwise_and", "bitwise_or", "ceil", "conjugate", "cos", "divide", "equal", "exp", "fabs", "floor",
-    "floor_divide", "greater", "greater_equal", "isfinite", "isinf", "isnan", "left_shift", "less", "less_equal", "log",
+    "absolute", "add", "bitwise_and", "bitwise_or", "ceil", "conjugate", "cos", "divide", "equal", "exp", "fabs",
+    "floor", "floor_divide", "greater", "greater_equal", "isfinite", "isinf", "isnan", "left_shift", "less", "less_equal", "log",
     "log2", "logical_and", "logical_not", "logical_or", "matmul", "maximum", "minimum", "multiply", "negative",
     "not_equal", "power", "remainder", "right_shift", "rint", "sign", "signbit", "sin", "sqrt", "square", "subtract",
     "true_divide",
