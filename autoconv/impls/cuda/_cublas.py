@@ -59,13 +59,14 @@ def has_tf32(device: Device) -> bool:
 def matmul(a: Array, b: Array, out: Array, arithmetic: str = "strict", *, accumulate: bool = False) -> None:
     """`out = a @ b` (`+=` to accumulate) for stacks of matrices: (..., m, k) x (..., k, n) into (..., m, n).
 
-    All are CuPy arrays of one dtype. Leading axes broadcast as NumPy's do; each matrix must have rows or columns
+    All are CuPy arrays of one dtype, or half types into float32. Leading axes broadcast as NumPy's do; each matrix must have rows or columns
     without gaps between their elements, and `out` must overlap neither operand. Enqueued on the current stream.
     Raises `ValueError` for matrices that cuBLAS cannot read as they lie.
     """
     if a.shape[-1] != b.shape[-2] or out.shape[-2:] != (a.shape[-2], b.shape[-1]):
         raise ValueError(f"cannot multiply {a.shape} by {b.shape} into {out.shape}")
     kind, compute, scalar = _TYPES[out.dtype.name]
+    read = _TYPES[a.dtype.name][0]
     if arithmetic == "tf32":
         compute = _TF32
     if not _rows(out):  # cuBLAS stores columns: rows are the columns of the transposed product
@@ -75,18 +76,17 @@ def matmul(a: Array, b: Array, out: Array, arithmetic: str = "strict", *, accumu
     beta = one if accumulate else zero
     n, m, k = out.shape[-1], out.shape[-2], a.shape[-1]
     operations = int(not left.rows), int(not right.rows)
-    itemsize = out.dtype.itemsize
     handle, cublas = _handle()
     mode = cublas.getMathMode(handle)
     if mode != _WHOLE_SUMS:
         cublas.setMathMode(handle, _WHOLE_SUMS)
     try:
         for starts, strides, count in _stacks(out.shape[:-2], (b, a, out)):
-            at = [_address(array) + start * itemsize for array, start in zip((b, a, out), starts, strict=True)]
+            at = [_address(array, start) for array, start in zip((b, a, out), starts, strict=True)]
             cublas.gemmStridedBatchedEx(
                 handle, *operations, n, m, k, one.ctypes.data,
-                at[0], kind, left.step, strides[0],
-                at[1], kind, right.step, strides[1],
+                at[0], read, left.step, strides[0],
+                at[1], read, right.step, strides[1],
                 beta.ctypes.data,
                 at[2], kind, result.step, strides[2],
                 count, compute, _DEFAULT_ALGORITHM,
@@ -194,8 +194,9 @@ def _stack_strides(shape: Sequence[int], array: Array) -> list[int]:
     return [0] * (len(shape) - len(own)) + steps
 
 
-def _address(array: Any) -> int:
-    return int(array.data.ptr)
+def _address(array: Any, start: int) -> int:
+    """Of an array's element, counted in elements of memory."""
+    return int(array.data.ptr) + start * int(array.dtype.itemsize)
 
 
 def _handle() -> tuple[int, Any]:

@@ -47,7 +47,7 @@ def gemmStridedBatchedEx(
     """`C = alpha op(A) op(B) + beta C` for every matrix of the batch; `alpha` to `C` are addresses."""
     from cupy.cuda import get_current_stream
 
-    if getattr(get_current_stream(), "is_capturing", lambda: False)():
+    if get_current_stream().is_capturing():
         raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")
     for value in (m, n, k, lda, ldb, ldc, batchCount):
         if not isinstance(value, int):
@@ -56,8 +56,10 @@ def gemmStridedBatchedEx(
             raise OverflowError("value too large to convert to int")
     if min(m, n, k, batchCount) < 0 or lda < max(1, k if transa else m) or ldb < max(1, n if transb else k):
         raise CUBLASError(7)
-    if ldc < max(1, m) or not Atype == Btype == Ctype:
-        raise CUBLASError(7 if ldc < max(1, m) else 15)
+    if ldc < max(1, m):
+        raise CUBLASError(7)
+    if Atype != Btype or (Atype != Ctype and not (Atype in (2, 14) and Ctype == 0)):
+        raise CUBLASError(15)
     wide = computeType in (CUBLAS_COMPUTE_32F, CUBLAS_COMPUTE_32F_FAST_TF32) and Ctype in (0, 2, 4, 14)
     if not wide and not (computeType == CUBLAS_COMPUTE_64F and Ctype in (1, 5)):
         raise CUBLASError(15)
@@ -67,8 +69,9 @@ def gemmStridedBatchedEx(
         _TYPES[Ctype], "float32"
     )
     one, zero = (_memory(address, (1,), (0,), np.dtype(summed))[0] for address in (alpha, beta))
-    left = _columns(A, (m, k), lda, strideA, batchCount, transa, dtype)
-    right = _columns(B, (k, n), ldb, strideB, batchCount, transb, dtype)
+    operand = _dtype(_TYPES[Atype])
+    left = _columns(A, (m, k), lda, strideA, batchCount, transa, operand)
+    right = _columns(B, (k, n), ldb, strideB, batchCount, transb, operand)
     result = _columns(C, (m, n), ldc, strideC, batchCount, 0, dtype)
     short = Ctype == 0 and (
         computeType == CUBLAS_COMPUTE_32F_FAST_TF32 or getMathMode(handle) & 3 == CUBLAS_TF32_TENSOR_OP_MATH
