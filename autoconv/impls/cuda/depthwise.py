@@ -31,6 +31,8 @@ WIDEST_ROW = 64  # pixels under a row of taps: they sit in a thread's registers
 MOST_PHASES = 4  # dgrad is unrolled once for each phase of the last axis
 STAGED_BYTES = 16 << 10  # of filters, channels last
 TOTAL_THREADS = 128
+MOST_BLOCKS = 24  # on one multiprocessor: 16 to 32, by compute capability
+HIDING = 1024  # threads on a multiprocessor that hide the time memory takes to answer
 TAPS_AT_ONCE = 9  # gradients that a thread sums: a 3x3 filter's, a row of larger ones
 POINTS_PER_THREAD = 8  # fewer are not worth a chunk
 BLOCKS_PER_MULTIPROCESSOR = 8
@@ -50,16 +52,13 @@ class Depthwise(KernelImplementation):
     tags = frozenset({"direct"})
     specimens = (
         "fprop n8c32 112x112 k32 3x3 p1 g32 f32",
-        "fprop n8c64 28x28 k64 5x5 p2 s2 g64 corr f16",
         "fprop n2c16 56x56 k16 31x31 p15 g16 f32",
-        "fprop n2c3 40x40 k6 7x7 p3 g3 f64",
-        "fprop n4c6 2000 k6 9 d2 g6 bf16",
+        "fprop n4c6 2000 k12 9 d2 s2 g6 corr bf16",
         "fprop n1c4 8x14x14 k4 3x3x3 p1 g4 f32",
         "dgrad n8c32 56x56 k32 3x3 p1 s2 g32 f32",
         "dgrad n2c3 15x17 k6 3x4 p1:2,0 s2,3 d1,2 g3 corr f64",
         "fprop n8c32 112x112 k32 3x3 p1 g32 nhwc f32",
         "fprop n8c64 28x28 k64 7x7 p3 g64 nhwc f16",
-        "fprop n2c3 15x17 k6 3x3 p1 g3 nhwc f64",
         "dgrad n8c32 56x56 k32 5x5 p2 s2 g32 nhwc bf16",
         "wgrad n8c32 56x56 k32 3x3 p1 g32 f32",
         "wgrad n2c16 28x28 k32 31x31 p15 g16 corr nhwc f16",
@@ -108,8 +107,10 @@ class Depthwise(KernelImplementation):
             return own + _roofline.LAUNCH_S
         used, row, strip = _used(spec, config), spec.kernel[-1], _int(config, "strip")
         reuse = strip * row / (strip * row + 4 * (strip - 1 + row) + row)
-        moved *= 1.0 if _last(spec) else _overlap(spec, config)
-        return _roofline.seconds(spec, device, 2 * spec.macs, moved, efficiency=used * reuse)
+        if not _last(spec):
+            moved *= _overlap(spec, config)
+        resident = min(1.0, _tile_threads(spec, config) * MOST_BLOCKS / HIDING)  # too few to hide what memory takes
+        return _roofline.seconds(spec, device, 2 * spec.macs, moved / resident, efficiency=used * reuse * resident)
 
     def sources(self, spec: ConvSpec, device: Device, config: Config) -> Sequence[Source]:
         """The file for the operation and the memory format."""
@@ -132,7 +133,7 @@ class _ConvolveRunner(Runner):
             lanes = _lanes(spec, config)
             block = lanes, THREADS // lanes
         else:
-            block = (_int(config, "h") * _int(config, "planes") * _int(config, "w") // _int(config, "strip"),)
+            block = (_tile_threads(spec, config),)
         self._how = "convolve", (blocks,), block
         self._shared_bytes = _shared_bytes(spec, config)
 
@@ -198,7 +199,9 @@ def _configs(spec: ConvSpec) -> Iterator[Config]:
         return
     found: dict[Config, None] = {}
     for strip in (8, 4):
-        for h, w in ((32, 32), (16, 32), (16, 64), (8, 32), (8, 16), (4, 8)):
+        for h, w in ((32, 32), (16, 32), (16, 64), (8, 32), (8, 16), (4, 8), (1, THREADS * strip)):
+            if h == 1 and height > 1:
+                continue
             rows, columns = min(h, _power(height)), min(w, ceil(width / strip) * strip)
             planes = max(1, min(THREADS // (rows * columns // strip), _power(max(spec.batch, 1) * spec.in_channels)))
             found[Config(strip=strip, h=rows, w=columns, planes=planes)] = None
@@ -271,6 +274,13 @@ def _used(spec: ConvSpec, config: Config) -> float:
     phases = prod(spec.stride) if spec.op is Op.DGRAD else 1
     tile = prod(_int(config, key) for key in ("h", "w", "planes"))
     return places * spec.in_channels * phases / (_blocks(spec, config) * tile)
+
+
+def _tile_threads(spec: ConvSpec, config: Config) -> int:
+    """Threads of a block of fprop or dgrad."""
+    if _last(spec):
+        return THREADS
+    return _int(config, "h") * _int(config, "planes") * _int(config, "w") // _int(config, "strip")
 
 
 def _overlap(spec: ConvSpec, config: Config) -> float:
