@@ -24,7 +24,7 @@ from autoconv.device import Device
 __all__ = ["SOURCE", "EventSampler", "Stopwatch"]
 
 FLUSH_TIMES = 4  # the L2 cache's size: its replacement is not strictly the oldest first, and two halves keep copies
-LEAST_L2_BYTES = 8 << 20  # where the device does not tell
+UNKNOWN_L2_BYTES = 64 << 20  # where the device does not tell
 HOLD_TIMES = 1.5  # the usual time to enqueue: one that takes longer shows, and is taken again
 HOLD_MORE_S = 20e-6  # for the events themselves
 MOST_HOLD_S = 10e-3  # a run that takes the host longer than this is slow for that reason
@@ -63,7 +63,7 @@ class Stopwatch:
         with self._device:
             traits = self._device.attributes
             self._cycles_per_s = 1e3 * traits["ClockRate"]  # the highest: at a lower one it holds longer
-            self._flush_bytes = FLUSH_TIMES * max(traits.get("L2CacheSize", 0), LEAST_L2_BYTES)
+            self._flush_bytes = FLUSH_TIMES * (traits.get("L2CacheSize") or UNKNOWN_L2_BYTES)
             self._flush: Any = cupy.cuda.alloc(self._flush_bytes) if flush else None
             self._hold: Any = cupy.RawModule(code=SOURCE, options=("-std=c++17",)).get_function("hold")
             self._begin, self._end = cupy.cuda.Event(), cupy.cuda.Event()

@@ -39,6 +39,7 @@ SLOW_CALL_S = 0.1  # a call this long is hardly disturbed by a cold cache: its f
 LEAST_RUN_S = 2.0  # no first run is cut off earlier: a busy machine holds one up for a second, not for two
 UNKNOWN_RUN_S = 10.0  # a first run with nothing to compare it with may take this long, or `DOUBT` times its estimate
 DOUBT = 100.0
+QUICK = frozenset({"cupy", "cudnn"})  # imported in half a second; PyTorch takes ten times as long
 
 
 @dataclass(eq=False, slots=True)
@@ -133,10 +134,16 @@ class Stand:
             self._stopwatch = Stopwatch(self._device, self._timer.clock)
 
     def start_workers(self, choices: Sequence[Choice]) -> None:
-        """Let what workers are forked from start beside other work, if one of `choices` has use for it."""
-        if any(self._box.holds(choice) for choice in choices):
-            with suppress(OSError):  # met again, and told, when it is needed
+        """Let workers start beside other work, as far as `choices` have use for them.
+
+        On the CPU what they are forked from; on a GPU those whose libraries are not waited for elsewhere: all do.
+        """
+        held = [choice for choice in choices if self._box.holds(choice)]
+        with suppress(OSError):  # met again, and told, when they are needed
+            if held:
                 WORKERS.start()
+            for kind in {kind_of(self._registry, choice) for choice in held if self._is_quick(choice)}:
+                WORKERS.warm(kind)
 
     def end_trials(self) -> None:
         """Give back what only trials need."""
@@ -180,12 +187,17 @@ class Stand:
             free_pool(self._place)  # the others' turn: what the failure left there may be too small for them
         return entrant
 
+    def _is_quick(self, choice: Choice) -> bool:
+        """Whether the libraries of `choice` are waited for even inside a call: without CuPy no GPU has a candidate."""
+        libraries = kind_of(self._registry, choice).libraries
+        return self._device.kind != "cpu" and QUICK.issuperset(libraries)
+
     def _contained(self, entrant: Entrant, terms: Terms) -> Trial | None:
         """The candidate's first run, in a worker; None when it cannot be had there."""
         choice = entrant.choice
         if not self._box.holds(choice):
             return None
-        if not terms.patient and not self._box.is_ready(choice):
+        if not (terms.patient or self._is_quick(choice) or self._box.is_ready(choice)):
             if terms.seen:
                 return None
             return Trial("partial", "its library was still being loaded into the process of its first run")

@@ -52,6 +52,16 @@ inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 inline double2 make_double2(double x, double y) { return {x, y}; }
 
+struct timespec_on_host {
+  long seconds, nanoseconds;
+};
+extern "C" int clock_gettime(int clock, timespec_on_host* now);
+inline long long clock64() {  // cycles of a clock of 1 GHz
+  timespec_on_host now;
+  clock_gettime(1, &now);
+  return now.seconds * 1000000000LL + now.nanoseconds;
+}
+
 namespace shim {
 
 struct State {  // runtime.cpp knows the order of these

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+from autoconv import cuda_driver
 from autoconv.cuda_driver import CAPABILITY_MAJOR, CAPABILITY_MINOR, MULTIPROCESSORS, Gpu
 
-__all__ = ["A100", "H200", "Library"]
+__all__ = ["A100", "H200", "Library", "install"]
 
 H200 = Gpu(0, "NVIDIA H200", (9, 0), 132, 150_109_880_320)
 A100 = Gpu(0, "NVIDIA A100-SXM4-80GB", (8, 0), 108, 84_974_239_744)
@@ -86,3 +88,13 @@ class Library:
         known = {3: b"initialization error", 803: b"system has unsupported display driver / cuda driver combination"}
         text._obj.value = known.get(error)
         return 0 if error in known else 1
+
+
+def install(machine: dict[str, Any], count: int = 2) -> None:
+    """Let this process, which has no driver, have a made-up one with GPUs: in a worker no fixture does."""
+    if cuda_driver.load_library() is not None:
+        return
+    library = Library([replace(H200, index=index) for index in range(count)])
+    cuda_driver.load_library = lambda: library  # type: ignore[assignment]
+    cuda_driver.driver = lambda: cuda_driver.read_driver(library)  # type: ignore[assignment]
+    machine.update(gpus=count, current=lambda index: setattr(library, "current", index), captures=library.captures)

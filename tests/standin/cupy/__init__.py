@@ -266,3 +266,7 @@ def _lazy(name: str) -> Any:
 
 
 __getattr__ = _lazy
+
+from tests.standin import driver as _driver  # noqa: E402  now that there is something to install
+
+_driver.install(_machine.machine)
