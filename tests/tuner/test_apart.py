@@ -87,7 +87,7 @@ def test_a_pool_that_never_sleeps_disturbs_no_others_samples(ring: Ring, monkeyp
     hear = Worker.hear
 
     def watched(worker: Worker, *arguments: Any) -> Message:
-        others = [one for one in WORKERS._all if one is not worker]
+        others = {one for one, _ in ring.asked if one is not worker}
         sampling = ring.asked[-1] == (worker, "sample")
         if sampling:
             until(lambda: all(state(one.pid) == "T" for one in others))
