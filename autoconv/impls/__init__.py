@@ -35,6 +35,14 @@ BUILTIN: dict[str, str] = {
     "numpy.im2col": "autoconv.impls.cpu.im2col:Im2col",
     "numpy.kn2row": "autoconv.impls.cpu.kn2row:Kn2row",
     "numpy.direct": "autoconv.impls.cpu.direct:Direct",  # refuses nothing: the end of every fallback
+    "cudnn.graph": "autoconv.impls.cuda.cudnn:CudnnGraph",
+    "cupy.im2col": "autoconv.impls.cuda.im2col:Im2col",
+    "cuda.winograd": "autoconv.impls.cuda.winograd:Winograd",
+    "cuda.depthwise": "autoconv.impls.cuda.depthwise:Depthwise",
+    "cuda.direct": "autoconv.impls.cuda.direct:Direct",
+    "cuda.chwn": "autoconv.impls.cuda.chwn:Chwn",
+    "cupy.fft_tiled": "autoconv.impls.cuda.fft_tiled:TiledFft",
+    "cupy.fft": "autoconv.impls.cuda.fft:Fft",
 }
 
 RETIRED: dict[str, str] = {}

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from math import ceil, prod
 
 from autoconv.implementation import first_refusal
+from autoconv.impls._convnet import FEW_CHANNELS, restrictions
 from autoconv.impls.native._c import ITEM_BYTES, defines, lanes, prelude, registers, template
 from autoconv.impls.native._family import NativeFamily, Tunables
 from autoconv.impls.native._forward import array_strides, three
@@ -23,8 +24,6 @@ from autoconv.spec import LAYOUTS, ConvSpec, Op
 
 __all__ = ["Chwn"]
 
-FILTERS_MULTIPLE = 16
-FEW_CHANNELS = 3  # up to here any number of channels will do
 FLOPS_PER_S = 85e9  # of one thread with 64-byte vectors of f32; only the order of the candidates depends on it
 MOVED_PER_S = 2e9  # bytes that one thread transposes
 
@@ -38,30 +37,7 @@ class Chwn(NativeFamily):
     tags = frozenset({"native", "direct"})
 
     def refusal(self, spec: ConvSpec, tunables: Tunables | None) -> str | None:
-        multiple = 4 if spec.op == "wgrad" else 2
-        pads = {pad for pair in spec.padding for pad in pair}
-        return first_refusal(
-            (
-                (
-                    spec.in_channels <= FEW_CHANNELS or spec.in_channels % multiple == 0,
-                    f"{spec.op} needs {FEW_CHANNELS} channels or fewer, or a multiple of {multiple}, "
-                    f"got {spec.in_channels}",
-                ),
-                (
-                    spec.out_channels % FILTERS_MULTIPLE == 0,
-                    f"needs a multiple of {FILTERS_MULTIPLE} filters, got {spec.out_channels}",
-                ),
-                (len(set(spec.kernel)) == 1, f"needs square filters, got {spec.kernel}"),
-                (len(set(spec.stride)) == 1, f"needs one stride for both axes, got {spec.stride}"),
-                (set(spec.dilation) == {1}, f"needs dilation 1, got {spec.dilation}"),
-                (spec.groups == 1, f"does not do groups, got {spec.groups}"),
-                (len(pads) == 1, f"needs the same padding on every side, got {spec.padding}"),
-                (
-                    min(spec.batch, *spec.output_spatial, *spec.in_spatial) > 0,
-                    f"needs a non-empty problem, got {spec.batch} images of {spec.in_spatial}",
-                ),
-            )
-        )
+        return first_refusal(restrictions(spec))
 
     def tunables(self, spec: ConvSpec, threads: int, vector_bytes: int) -> Sequence[Tunables]:
         many = registers(vector_bytes) == 32
