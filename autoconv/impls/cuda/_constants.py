@@ -1,4 +1,4 @@
-"""A spec's sizes as the constants of a kernel."""
+"""A spec's sizes and a config's tunables as the constants of a kernel."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from math import gcd, prod
 
 from autoconv import arrays
+from autoconv.evidence import Config
 from autoconv.spec import ConvSpec
 
-__all__ = ["distances", "index_type", "listed", "pack"]
+__all__ = ["distances", "index_type", "listed", "number", "pack", "wants"]
 
 WIDEST_LOAD = 16  # bytes that one instruction of a thread reads or writes
 
@@ -16,6 +17,19 @@ WIDEST_LOAD = 16  # bytes that one instruction of a thread reads or writes
 def listed(values: Iterable[int]) -> str:
     """A list for braces in C."""
     return ",".join(map(str, values))
+
+
+def number(config: Config, key: str) -> int:
+    """A tunable that is a number."""
+    value = config[key]
+    assert isinstance(value, int)
+    return value
+
+
+def wants(config: Config, keys: set[str]) -> tuple[bool, str]:
+    """Whether a config consists of positive numbers under `keys`, and the refusal of one that does not."""
+    known = set(config) == keys and all(isinstance(value, int) and value > 0 for value in config.values())
+    return known, f"needs a config with {', '.join(sorted(keys))}, got {config}"
 
 
 def distances(shape: tuple[int, ...], layout: str) -> tuple[int, ...]:

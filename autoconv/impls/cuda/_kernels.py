@@ -14,12 +14,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
+from autoconv.arrays import Array
 from autoconv.device import Device
 from autoconv.evidence import Config
-from autoconv.implementation import Implementation
+from autoconv.implementation import Implementation, Runner
+from autoconv.planning import Workspace
 from autoconv.spec import ConvSpec
 
-__all__ = ["KernelImplementation", "Module", "Source", "module", "options", "text"]
+__all__ = ["KernelImplementation", "LaunchRunner", "Module", "Source", "module", "options", "text"]
 
 FOLDER = Path(__file__).parent
 PLAIN_SHARED_BYTES = 48 * 1024  # a kernel that wants more dynamic shared memory must say so before its first launch
@@ -61,6 +63,18 @@ class Module:
                 function.max_dynamic_shared_size_bytes = granted
             self._functions[kernel] = function, granted
             return self._functions[kernel]
+
+
+class LaunchRunner(Runner):
+    """One launch of one kernel, which takes both operands and the result, and no scratch."""
+
+    def __init__(self, module: Module, kernel: str, blocks: int, block: tuple[int, ...], shared_bytes: int = 0) -> None:
+        self._module = module
+        self._how = kernel, (blocks,), block
+        self._shared_bytes = shared_bytes
+
+    def __call__(self, a: Array, b: Array, out: Array, workspace: Workspace) -> None:
+        self._module.launch(*self._how, (a, b, out), self._shared_bytes)
 
 
 _modules: dict[tuple[str, tuple[tuple[str, int | str], ...], int], Module] = {}

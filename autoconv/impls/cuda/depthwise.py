@@ -18,8 +18,15 @@ from autoconv.device import Device
 from autoconv.evidence import Config
 from autoconv.implementation import Context, Runner
 from autoconv.impls.cuda import _roofline
-from autoconv.impls.cuda._constants import distances, index_type, listed, pack
-from autoconv.impls.cuda._kernels import PLAIN_SHARED_BYTES, Constants, KernelImplementation, Module, Source
+from autoconv.impls.cuda._constants import distances, index_type, listed, number, pack, wants
+from autoconv.impls.cuda._kernels import (
+    PLAIN_SHARED_BYTES,
+    Constants,
+    KernelImplementation,
+    LaunchRunner,
+    Module,
+    Source,
+)
 from autoconv.planning import Workspace
 from autoconv.spec import DTYPES, ConvSpec, Op
 
@@ -80,9 +87,7 @@ class Depthwise(KernelImplementation):
             needed = min(_shared_bytes(spec, one) for one in _configs(spec))
             yield needed <= PLAIN_SHARED_BYTES, f"needs {needed} bytes of shared memory, more than {PLAIN_SHARED_BYTES}"
         if config is not None:
-            keys = _keys(spec)
-            known = set(config) == keys and all(isinstance(value, int) and value > 0 for value in config.values())
-            yield known, f"needs a config with {', '.join(sorted(keys))}, got {config}"
+            yield wants(config, _keys(spec))
             room = 0 if spec.op is Op.WGRAD else _shared_bytes(spec, config)
             yield room <= PLAIN_SHARED_BYTES, f"needs {room} bytes of shared memory, more than {PLAIN_SHARED_BYTES}"
 
@@ -95,17 +100,17 @@ class Depthwise(KernelImplementation):
 
     def workspace_bytes(self, spec: ConvSpec, device: Device, config: Config) -> int:
         """Sums per chunk for wgrad; else none."""
-        return _int(config, "chunks") * prod(_parts_shape(spec)) * _sum_bytes(spec) if spec.op is Op.WGRAD else 0
+        return number(config, "chunks") * prod(_parts_shape(spec)) * _sum_bytes(spec) if spec.op is Op.WGRAD else 0
 
     def estimate_s(self, spec: ConvSpec, device: Device, config: Config) -> float:
         """Memory for small filters, arithmetic for large ones, and what a tile leaves unused."""
         moved: float = sum(map(prod, (*spec.operand_shapes, spec.result_shape))) * spec.itemsize
         if spec.op is Op.WGRAD:
             passes = 0.2 / ceil(prod(spec.kernel) / TAPS_AT_ONCE)
-            busy = min(1.0, _int(config, "chunks") / max(_chunks(spec, device)))
+            busy = min(1.0, number(config, "chunks") / max(_chunks(spec, device)))
             own = _roofline.seconds(spec, device, 2 * spec.macs, moved, efficiency=max(passes, 0.1) * busy)
             return own + _roofline.LAUNCH_S
-        used, row, strip = _used(spec, config), spec.kernel[-1], _int(config, "strip")
+        used, row, strip = _used(spec, config), spec.kernel[-1], number(config, "strip")
         reuse = strip * row / (strip * row + 4 * (strip - 1 + row) + row)
         if not _last(spec):
             moved *= _overlap(spec, config)
@@ -121,30 +126,17 @@ class Depthwise(KernelImplementation):
     def prepare(self, spec: ConvSpec, config: Config, context: Context) -> Runner:
         """Compile for this spec and work out the grid."""
         (module,) = self.modules(spec, context.device, config)
-        return _GradientRunner(module, spec, config) if spec.op is Op.WGRAD else _ConvolveRunner(module, spec, config)
-
-
-class _ConvolveRunner(Runner):
-    def __init__(self, module: Module, spec: ConvSpec, config: Config) -> None:
-        self._module = module
-        blocks = _blocks(spec, config)
-        block: tuple[int, ...]
-        if _last(spec):
-            lanes = _lanes(spec, config)
-            block = lanes, THREADS // lanes
-        else:
-            block = (_tile_threads(spec, config),)
-        self._how = "convolve", (blocks,), block
-        self._shared_bytes = _shared_bytes(spec, config)
-
-    def __call__(self, a: Array, b: Array, out: Array, workspace: Workspace) -> None:
-        self._module.launch(*self._how, (a, b, out), self._shared_bytes)
+        if spec.op is Op.WGRAD:
+            return _GradientRunner(module, spec, config)
+        lanes = _lanes(spec, config) if _last(spec) else 0
+        block = (lanes, THREADS // lanes) if lanes else (_tile_threads(spec, config),)
+        return LaunchRunner(module, "convolve", _blocks(spec, config), block, _shared_bytes(spec, config))
 
 
 class _GradientRunner(Runner):
     def __init__(self, module: Module, spec: ConvSpec, config: Config) -> None:
         self._module = module
-        lanes, chunks = _gradient_lanes(spec), _int(config, "chunks")
+        lanes, chunks = _gradient_lanes(spec), number(config, "chunks")
         tap_blocks = ceil(prod(spec.kernel) / _tile_taps(spec))
         self._grid = (chunks * ceil(spec.out_channels / lanes) * tap_blocks,)
         self._block = lanes, 256 // lanes
@@ -155,12 +147,6 @@ class _GradientRunner(Runner):
         parts = workspace.take_address(self._sums)
         self._module.launch("partial", self._grid, self._block, (a, b, parts))
         self._module.launch("total", self._totals, (TOTAL_THREADS,), (parts, out))
-
-
-def _int(config: Config, key: str) -> int:
-    value = config[key]
-    assert isinstance(value, int)
-    return value
 
 
 def _last(spec: ConvSpec) -> bool:
@@ -228,9 +214,9 @@ def _pads(spec: ConvSpec) -> Triple:
 
 def _shared_bytes(spec: ConvSpec, config: Config) -> int:
     if _last(spec):
-        row = _three(spec.kernel, 1)[2] * _lanes(spec, config) * _int(config, "pack") * _sum_bytes(spec)
+        row = _three(spec.kernel, 1)[2] * _lanes(spec, config) * number(config, "pack") * _sum_bytes(spec)
         return _rows(spec, config) * row
-    planes, h, w = (_int(config, key) for key in ("planes", "h", "w"))
+    planes, h, w = (number(config, key) for key in ("planes", "h", "w"))
     _, taps_h, taps_w = _three(spec.kernel, 1)
     aligned = 16 // _sum_bytes(spec)
     filters = taps_h * ceil(taps_w / aligned) * aligned
@@ -244,13 +230,13 @@ def _pack(spec: ConvSpec) -> int:
 
 def _lanes(spec: ConvSpec, config: Config) -> int:
     """Threads along channels, channels last."""
-    return min(WARP, _power(ceil(spec.result_shape[1] / _int(config, "pack"))))
+    return min(WARP, _power(ceil(spec.result_shape[1] / number(config, "pack"))))
 
 
 def _rows(spec: ConvSpec, config: Config) -> int:
     """Rows of taps staged at a time, channels last."""
     _, taps_h, taps_w = _three(spec.kernel, 1)
-    row = taps_w * _lanes(spec, config) * _int(config, "pack") * _sum_bytes(spec)
+    row = taps_w * _lanes(spec, config) * number(config, "pack") * _sum_bytes(spec)
     return max(1, min(taps_h, STAGED_BYTES // row))
 
 
@@ -258,11 +244,11 @@ def _blocks(spec: ConvSpec, config: Config) -> int:
     depth, height, width = _places(spec)
     phases = prod(spec.stride) if spec.op is Op.DGRAD else 1
     if _last(spec):
-        strips = max(spec.batch, 1) * depth * height * ceil(width / _int(config, "strip"))
+        strips = max(spec.batch, 1) * depth * height * ceil(width / number(config, "strip"))
         lanes = _lanes(spec, config)
-        return phases * ceil(strips * lanes / THREADS) * ceil(spec.result_shape[1] / (lanes * _int(config, "pack")))
-    planes = ceil(max(spec.batch, 1) * spec.in_channels / _int(config, "planes"))
-    return phases * planes * depth * ceil(height / _int(config, "h")) * ceil(width / _int(config, "w"))
+        return phases * ceil(strips * lanes / THREADS) * ceil(spec.result_shape[1] / (lanes * number(config, "pack")))
+    planes = ceil(max(spec.batch, 1) * spec.in_channels / number(config, "planes"))
+    return phases * planes * depth * ceil(height / number(config, "h")) * ceil(width / number(config, "w"))
 
 
 def _used(spec: ConvSpec, config: Config) -> float:
@@ -270,9 +256,9 @@ def _used(spec: ConvSpec, config: Config) -> float:
     depth, height, width = _places(spec)
     places = max(spec.batch, 1) * depth * height * width
     if _last(spec):
-        return width / (ceil(width / _int(config, "strip")) * _int(config, "strip"))
+        return width / (ceil(width / number(config, "strip")) * number(config, "strip"))
     phases = prod(spec.stride) if spec.op is Op.DGRAD else 1
-    tile = prod(_int(config, key) for key in ("h", "w", "planes"))
+    tile = prod(number(config, key) for key in ("h", "w", "planes"))
     return places * spec.in_channels * phases / (_blocks(spec, config) * tile)
 
 
@@ -280,14 +266,14 @@ def _tile_threads(spec: ConvSpec, config: Config) -> int:
     """Threads of a block of fprop or dgrad."""
     if _last(spec):
         return THREADS
-    return _int(config, "h") * _int(config, "planes") * _int(config, "w") // _int(config, "strip")
+    return number(config, "h") * number(config, "planes") * number(config, "w") // number(config, "strip")
 
 
 def _overlap(spec: ConvSpec, config: Config) -> float:
     """How much more is read than once, mostly from the L2 cache: windows of neighbouring tiles overlap."""
     window = tile = 1
     for axis, key in ((1, "h"), (2, "w")):
-        places = _int(config, key)
+        places = number(config, key)
         window *= _window(spec, axis, places)
         tile *= places if spec.op is Op.DGRAD else places * _three(spec.stride, 1)[axis]
     return max(1.0, 0.5 + 0.25 * (1 + window / tile))
@@ -320,13 +306,13 @@ def _convolve_constants(spec: ConvSpec, config: Config) -> Constants:
     if _last(spec):
         lanes = _lanes(spec, config)
         own = {
-            "PACK": _int(config, "pack"), "ROWS": _rows(spec, config), "CHANNEL_THREADS": lanes,
+            "PACK": number(config, "pack"), "ROWS": _rows(spec, config), "CHANNEL_THREADS": lanes,
             "PLACE_THREADS": THREADS // lanes,
         }  # fmt: skip
     else:
-        own = {"TILE_H": _int(config, "h"), "TILE_W": _int(config, "w"), "PLANES": _int(config, "planes")}
+        own = {"TILE_H": number(config, "h"), "TILE_W": number(config, "w"), "PLANES": number(config, "planes")}
     return {
-        **_axes(spec), **own, "STRIP": _int(config, "strip"), "DGRAD": int(spec.op is Op.DGRAD),
+        **_axes(spec), **own, "STRIP": number(config, "strip"), "DGRAD": int(spec.op is Op.DGRAD),
         "CHANNELS": spec.in_channels, "DATA_SIZES": listed(_three(spec.operand_shapes[0][2:], 1)),
         "RESULT_SIZES": listed(_three(spec.result_shape[2:], 1)),
     }  # fmt: skip
@@ -338,7 +324,7 @@ def _gradient_constants(spec: ConvSpec, config: Config) -> Constants:
     return {
         **_axes(spec), "FILTERS": spec.out_channels, "X_SIZES": listed(_three(spec.in_spatial, 1)),
         "Y_SIZES": listed(_three(spec.output_spatial, 1)), "X_N": x[0], "X_C": x[1], "X_AXES": listed(_three(x[2:], 0)),
-        "Y_N": y[0], "Y_C": y[1], "Y_AXES": listed(_three(y[2:], 0)), "CHUNKS": _int(config, "chunks"),
+        "Y_N": y[0], "Y_C": y[1], "Y_AXES": listed(_three(y[2:], 0)), "CHUNKS": number(config, "chunks"),
         "TILE_TAPS": _tile_taps(spec), "CHANNEL_THREADS": lanes, "POINT_THREADS": 256 // lanes,
     }  # fmt: skip
 

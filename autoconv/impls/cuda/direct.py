@@ -14,14 +14,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from math import ceil, prod
 
-from autoconv.arrays import Array
 from autoconv.device import Device
 from autoconv.evidence import Config
 from autoconv.implementation import Context, Runner
 from autoconv.impls.cuda import _roofline
-from autoconv.impls.cuda._constants import distances, index_type, listed, pack
-from autoconv.impls.cuda._kernels import Constants, KernelImplementation, Module, Source
-from autoconv.planning import Workspace
+from autoconv.impls.cuda._constants import distances, index_type, listed, number, pack, wants
+from autoconv.impls.cuda._kernels import Constants, KernelImplementation, LaunchRunner, Source
 from autoconv.spec import DTYPES, LAYOUTS, ConvSpec, Op
 
 __all__ = ["Direct"]
@@ -63,9 +61,9 @@ class Direct(KernelImplementation):
     def restrictions(self, spec: ConvSpec, device: Device, config: Config | None) -> Iterable[tuple[bool, str]]:
         """Nothing but that a config be one of those listed."""
         if config is not None:
-            keys = {"k", "c", "taps", "threads"} if spec.op is Op.WGRAD else {"points", "channels", "rows"}
-            known = set(config) == keys and all(isinstance(value, int) and value > 0 for value in config.values())
-            yield known, f"needs a config with {', '.join(sorted(keys))}, got {config}"
+            yield wants(
+                config, {"k", "c", "taps", "threads"} if spec.op is Op.WGRAD else {"points", "channels", "rows"}
+            )
 
     def configs(self, spec: ConvSpec, device: Device) -> Sequence[Config]:
         """Tiles of several shapes, by estimate: large ones re-use more, small ones fill the device."""
@@ -90,38 +88,22 @@ class Direct(KernelImplementation):
         (module,) = self.modules(spec, context.device, config)
         blocks, threads, _ = _work(spec, config)
         if spec.op is Op.WGRAD:
-            return _DirectRunner(module, "gradient", blocks, (threads,), 0)
-        lanes = threads // _int(config, "rows")
+            return LaunchRunner(module, "gradient", blocks, (threads,))
+        lanes = threads // number(config, "rows")
         staged = _staged_taps(spec, config) * _slice_bytes(spec, config)
-        return _DirectRunner(module, "convolve", blocks, (lanes, _int(config, "rows")), staged)
-
-
-class _DirectRunner(Runner):
-    def __init__(self, module: Module, kernel: str, blocks: int, block: tuple[int, ...], shared_bytes: int) -> None:
-        self._module = module
-        self._how = kernel, (blocks,), block
-        self._shared_bytes = shared_bytes
-
-    def __call__(self, a: Array, b: Array, out: Array, workspace: Workspace) -> None:
-        self._module.launch(*self._how, (a, b, out), self._shared_bytes)
-
-
-def _int(config: Config, key: str) -> int:
-    value = config[key]
-    assert isinstance(value, int)
-    return value
+        return LaunchRunner(module, "convolve", blocks, (lanes, number(config, "rows")), staged)
 
 
 def _work(spec: ConvSpec, config: Config) -> tuple[int, int, float]:
     """Blocks, threads of each, and the part of the arithmetic that loads and unused tiles leave."""
     if spec.op is Op.WGRAD:
-        tiles = _int(config, "k"), _int(config, "c"), _int(config, "taps")
+        tiles = number(config, "k"), number(config, "c"), number(config, "taps")
         sizes = _per_group(spec.out_channels, spec), _per_group(spec.in_channels, spec), prod(spec.kernel)
         products, loads = prod(tiles), tiles[0] + tiles[1] * tiles[2]
         counts = [ceil(size / tile) for size, tile in zip(sizes, tiles, strict=True)]
         used = prod(sizes) / prod(tile * count for tile, count in zip(tiles, counts, strict=True))
-        return spec.groups * prod(counts), _int(config, "threads"), used * products / (products + 4 * loads)
-    points, channels, rows = (_int(config, key) for key in ("points", "channels", "rows"))
+        return spec.groups * prod(counts), number(config, "threads"), used * products / (products + 4 * loads)
+    points, channels, rows = (number(config, key) for key in ("points", "channels", "rows"))
     per_group = _per_group(spec.result_shape[1], spec)
     channel_blocks = ceil(per_group / (channels * rows))
     used = per_group / (channel_blocks * channels * rows)
@@ -171,7 +153,7 @@ def _gradient_configs(spec: ConvSpec) -> list[Config]:
 
 def _slice_bytes(spec: ConvSpec, config: Config) -> int:
     """Shared memory that one tap's filters take; see `slice` in direct.cu."""
-    return _depth(spec) * _int(config, "channels") * _int(config, "rows") * max(4, spec.itemsize) + 16
+    return _depth(spec) * number(config, "channels") * number(config, "rows") * max(4, spec.itemsize) + 16
 
 
 def _staged_taps(spec: ConvSpec, config: Config) -> int:
@@ -188,7 +170,7 @@ def _convolve_constants(spec: ConvSpec, config: Config) -> Constants:
     data, result = distances(data_shape, spec.layout), distances(result_shape, spec.layout)
     summed, made, taps = _per_group(data_shape[1], spec), _per_group(result_shape[1], spec), prod(spec.kernel)
     across, along = taps, taps * spec.in_channels // spec.groups  # to the next input channel, the next filter
-    channels, rows = _int(config, "channels"), _int(config, "rows")
+    channels, rows = number(config, "channels"), number(config, "rows")
     return {
         "ELEMENT": spec.dtype, "INDEX": index_type(spec), "RANK": spec.rank, "DGRAD": int(dgrad),
         "FLIP": int(spec.flip), "DATA_SIZES": listed(data_shape[2:]), "RESULT_SIZES": listed(result_shape[2:]),
@@ -198,7 +180,7 @@ def _convolve_constants(spec: ConvSpec, config: Config) -> Constants:
         "RESULT_N": result[0], "RESULT_C": result[1], "RESULT_AXES": listed(result[2:]),
         "FILTER_GROUP": along * spec.out_channels // spec.groups, "FILTER_K": across if dgrad else along,
         "FILTER_C": along if dgrad else across, "BATCH_INNERMOST": int(spec.layout == "chwn"),
-        "POINT_THREADS": THREADS // rows, "CHANNEL_THREADS": rows, "POINTS": _int(config, "points"),
+        "POINT_THREADS": THREADS // rows, "CHANNEL_THREADS": rows, "POINTS": number(config, "points"),
         "CHANNELS": channels, "DEPTH": _depth(spec), "TAPS_AT_ONCE": _staged_taps(spec, config),
         "DATA_PACK": pack(spec, data[1], summed, _depth(spec)), "RESULT_PACK": pack(spec, result[1], made, channels),
     }  # fmt: skip
@@ -207,7 +189,7 @@ def _convolve_constants(spec: ConvSpec, config: Config) -> Constants:
 def _gradient_constants(spec: ConvSpec, config: Config) -> Constants:
     x, y = distances(spec.input_shape, spec.layout), distances(spec.output_shape, spec.layout)
     channels, filters = _per_group(spec.in_channels, spec), _per_group(spec.out_channels, spec)
-    k, c = _int(config, "k"), _int(config, "c")
+    k, c = number(config, "k"), number(config, "c")
     return {
         "ELEMENT": spec.dtype, "INDEX": index_type(spec), "RANK": spec.rank, "FLIP": int(spec.flip),
         "X_SIZES": listed(spec.in_spatial), "Y_SIZES": listed(spec.output_spatial), "TAPS": listed(spec.kernel),
@@ -215,6 +197,6 @@ def _gradient_constants(spec: ConvSpec, config: Config) -> Constants:
         "PADS": listed(before for before, _ in spec.padding), "BATCH": max(spec.batch, 1), "GROUPS": spec.groups,
         "C": channels, "K": filters, "X_N": x[0], "X_C": x[1], "X_AXES": listed(x[2:]),
         "Y_N": y[0], "Y_C": y[1], "Y_AXES": listed(y[2:]), "BATCH_INNERMOST": int(spec.layout == "chwn"),
-        "THREADS": _int(config, "threads"), "TILE_K": k, "TILE_C": c, "TILE_TAPS": _int(config, "taps"),
+        "THREADS": number(config, "threads"), "TILE_K": k, "TILE_C": c, "TILE_TAPS": number(config, "taps"),
         "X_PACK": pack(spec, x[1], channels, c), "Y_PACK": pack(spec, y[1], filters, k),
     }  # fmt: skip
