@@ -20,7 +20,7 @@ ALGORITHMS = {
     "fft": 64.0,  # grows with the logarithm of the transform's length
     "winograd": 4096.0,  # F(6, 3) with ordinary points errs by up to 1000 epsilons
     "3xtf32": 8.0,  # two parts of 10 bits each hold a float32 to 2**-22
-    "tf32": 2.0**13,  # 10 bits of mantissa are 2**13 float32 epsilons
+    "tf32": 2.0**14,  # both operands cut off after 10 bits of mantissa: 2**-9
 }
 """Epsilons that belong to an algorithm, by tag, whatever the reduction's length."""
 CEILING = 0.05  # beyond this it is no convolution any more, however short the format

@@ -20,6 +20,7 @@ from autoconv.evidence import Config
 from autoconv.implementation import Context, Implementation
 from autoconv.impls._products import move_s
 from autoconv.impls._tiles import aligned
+from autoconv.places import DEVICE_ALIGNMENT
 from autoconv.planning import BoundRunner, Runner, Workspace
 from autoconv.spec import ConvSpec, Op
 
@@ -39,6 +40,10 @@ class Groups(Implementation):
     def restrictions(self, spec: ConvSpec, device: Device, config: Config | None) -> Iterable[tuple[bool, str]]:
         """Several groups."""
         yield spec.groups > 1, f"needs two groups or more, got {spec.groups}"
+        if device.kind == "cuda":
+            steps = [step * spec.itemsize for step in _steps(spec)]
+            aligned_steps = all(step % DEVICE_ALIGNMENT == 0 for step in steps)
+            yield aligned_steps, f"needs groups that begin at multiples of {DEVICE_ALIGNMENT} bytes, got {steps}"
 
     def child_spec(self, spec: ConvSpec) -> ConvSpec:
         """The problem of one group."""
@@ -68,6 +73,15 @@ def _copied(spec: ConvSpec) -> list[tuple[int, ...]]:
         return []
     sides = ((spec.in_channels, spec.in_spatial), (spec.out_channels, spec.output_spatial))
     return [(spec.batch, channels // spec.groups, *spatial) for channels, spatial in sides]
+
+
+def _steps(spec: ConvSpec) -> list[int]:
+    """Elements from one group to the next in each array that is used as it lies."""
+    steps = [prod(spec.filter_shape) // spec.groups]
+    if not _copied(spec):
+        sides = (spec.input_shape, spec.output_shape)
+        steps += [prod(shape) // spec.groups for shape in sides]
+    return steps
 
 
 class _Slices:
