@@ -40,7 +40,7 @@ def first_conv(
     out: Any,
 ) -> Any:
     """Plan and run a forward call, and remember it under `key` when both operands are plain NumPy or CuPy arrays."""
-    home = _home({"input": image, "filters": filters})
+    home = _home(("input", "filters"), image, filters)
     x, w = operand(image, rank, "input"), operand(filters, rank, "filters")
     spec = _spec(Op.FPROP, x.shape, w.shape, x, w, border_mode, subsample, filter_dilation, num_groups, filter_flip)
     chosen = dispatch.plan_for(spec, home)
@@ -68,7 +68,7 @@ def first_dgrad(
     out: Any,
 ) -> Any:
     """The same for the gradient of the input."""
-    home = _home({"output_grad": output_grad, "filters": filters})
+    home = _home(("output_grad", "filters"), output_grad, filters)
     dy, w = operand(output_grad, rank, "output_grad"), operand(filters, rank, "filters")
     groups = shapes.as_int(num_groups, "num_groups", 1)
     shape = _filled("input_shape", input_shape, (dy.shape[0], w.shape[1] * groups), rank)
@@ -99,7 +99,7 @@ def first_wgrad(
     out: Any,
 ) -> Any:
     """The same for the gradient of the filters."""
-    home = _home({"input": image, "output_grad": output_grad})
+    home = _home(("input", "output_grad"), image, output_grad)
     x, dy = operand(image, rank, "input"), operand(output_grad, rank, "output_grad")
     groups = shapes.as_int(num_groups, "num_groups", 1)
     shape = _filled("filter_shape", filter_shape, (dy.shape[1], x.shape[1] // groups), rank)
@@ -193,8 +193,8 @@ def check_declared(name: str, declared: Sequence[int | None], operand: str, valu
         raise InvalidSpec(f"{name} declares {entries}, {operand} has shape {shape}")
 
 
-def _home(operands: dict[str, Any]) -> Device:
-    return common_home(operands, options.current_scope().settings.threads)
+def _home(names: tuple[str, str], first: Any, second: Any) -> Device:
+    return common_home(names, first, second, options.current_scope().settings.threads)
 
 
 def _keep(key: Any, chosen: Plan, first: Any, second: Any, again: Call) -> None:

@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from autoconv import options
+from autoconv.captures import OutsideCaptures
 from autoconv.device import Device
 from autoconv.errors import BackendMissing, NoImplementation, RegistryError
 from autoconv.evidence import Choice, Decision, Measurement, Store, decide, latest
@@ -175,12 +176,12 @@ def _decide(spec: ConvSpec, device: Device, scope: Scope) -> Plan:
 def _decide_in_a_capture(spec: ConvSpec, device: Device, settings: Settings) -> Plan:
     """A plan out of what is ready. Raises `NoImplementation` when nothing is."""
     registry = default_registry()
-    _, decision, built = recall(spec, device, settings, note_misses=False)
+    _, decision, built = recall(spec, device, settings, in_a_capture=True)
     source = "cache"
     if built is None:
         source = "heuristic"
         try:
-            built, _ = _first_that_builds(registry, spec, device, settings)
+            built, _ = _first_that_builds(registry, spec, device, settings, in_a_capture=True)
         except NoImplementation as error:
             raise NoImplementation(
                 f"the current stream is being captured, so nothing is tuned or compiled, and nothing that is ready "
@@ -193,23 +194,28 @@ def _decide_in_a_capture(spec: ConvSpec, device: Device, settings: Settings) -> 
 def _relieved(settings: Settings, plan: Plan) -> Plan | None:
     """Who runs where `plan` found no memory: the best remembered row that takes less, else the first that builds."""
     tighter = replace(settings, max_workspace=plan.workspace_bytes - 1)
-    _, decision, built = recall(plan.spec, plan.device, tighter, note_misses=False)
+    capturing = place_of(plan.device).capturing()
+    _, decision, built = recall(plan.spec, plan.device, tighter, in_a_capture=capturing)
     source = "cache"
     if built is None:
         source = "heuristic"
         try:
-            built, _ = _first_that_builds(default_registry(), plan.spec, plan.device, tighter)
+            built, _ = _first_that_builds(default_registry(), plan.spec, plan.device, tighter, in_a_capture=capturing)
         except NoImplementation:
             return None
     return _plan_of(built, plan.device, tighter, source, decision)
 
 
 def _plan_of(built: Built, device: Device, settings: Settings, source: str, decision: Decision | None) -> Plan:
+    runner = built.runner
+    if device.kind != "cpu" and not default_registry().capturable(built.choice):
+        decide_anew = partial(_decide_in_a_capture, built.spec, device, settings)
+        runner = OutsideCaptures(runner, place_of(device), decide_anew)
     return Plan(
         built.spec,
         device,
         built.choice,
-        built.runner,
+        runner,
         workspace_bytes=built.workspace_bytes,
         source=source,
         decision=decision,
@@ -218,9 +224,11 @@ def _plan_of(built: Built, device: Device, settings: Settings, source: str, deci
     )
 
 
-def _may_compile(device: Device) -> bool:
-    """Whether a call may wait for a compiler: a C compiler takes seconds, a GPU's what CuPy's own functions take."""
-    return device.kind != "cpu" and not place_of(device).capturing()
+def _known_capturable(registry: Registry, choice: Choice) -> bool:
+    try:
+        return registry.capturable(choice)
+    except RegistryError:  # an implementation that is not here any more
+        return False
 
 
 def _check_settings(registry: Registry, settings: Settings) -> None:
@@ -234,7 +242,7 @@ def _race(spec: ConvSpec, device: Device, settings: Settings) -> TuningResult:
 
 
 def recall(
-    spec: ConvSpec, device: Device, settings: Settings, *, look_for_changes: bool = False, note_misses: bool = True
+    spec: ConvSpec, device: Device, settings: Settings, *, look_for_changes: bool = False, in_a_capture: bool = False
 ) -> tuple[list[Measurement], Decision | None, Built | None]:
     """The remembered rows of `spec`, the decision they support and its runner, as far as there is one.
 
@@ -242,17 +250,18 @@ def recall(
     longer than a call may.
 
     A row whose implementation is gone, changed its version or cannot run any more gives way to the
-    next best, and with `note_misses` that is recorded, so that `autoconv tune --missed` mends it.
+    next best, and a miss is recorded so that `autoconv tune --missed` mends it. `in_a_capture` leaves out what cannot
+    be captured or is not ready, and records nothing.
     """
     registry, store = default_registry(), current_store()
     rows = latest(store.rows(str(spec), device.fingerprint))
     limits = settings.limits(spec.dtype, device)
-    able = rows
+    able = [row for row in rows if not in_a_capture or _known_capturable(registry, row.choice)]
     reason = ""
     while (decision := decide(able, limits)) is not None:
         winner = decision.winner
         try:
-            built = registry.build(spec, device, winner.choice, may_compile=_may_compile(device))
+            built = registry.build(spec, device, winner.choice, may_compile=device.kind != "cpu" and not in_a_capture)
         except (NoImplementation, RegistryError, BackendMissing) as gone:
             reason = str(gone)
         else:
@@ -261,7 +270,7 @@ def recall(
             elif refusal := limits.refuses(_as_built(winner, built)):  # a row from elsewhere may say anything
                 reason = f"{winner.choice}: {refusal}"
             else:
-                if reason and note_misses:
+                if reason and not in_a_capture:
                     store.miss(str(spec), device.fingerprint, reason)
                 if look_for_changes:
                     decision = decide(able, limits, registry.stale([winner]))
@@ -292,18 +301,23 @@ def untuned_order(
 
 
 def _first_that_builds(
-    registry: Registry, spec: ConvSpec, device: Device, settings: Settings
+    registry: Registry, spec: ConvSpec, device: Device, settings: Settings, *, in_a_capture: bool = False
 ) -> tuple[Built, dict[str, str]]:
+    # a C compiler takes seconds, a GPU's what the first call of any of CuPy's functions takes
+    may_compile = device.kind != "cpu" and not in_a_capture
     order, refusals = untuned_order(spec, device, settings)
     free = replace(settings, require=())  # a rewrite that meets `require` does so for its child
     for choice, _ in order:
+        if in_a_capture and not registry.capturable(choice):
+            refusals[str(choice)] = "cannot run while a stream is being captured"
+            continue
         try:
             built = registry.build(
                 spec,
                 device,
                 choice,
-                lambda child: _first_that_builds(registry, child, device, free)[0],
-                may_compile=_may_compile(device),
+                lambda child: _first_that_builds(registry, child, device, free, in_a_capture=in_a_capture)[0],
+                may_compile=may_compile,
             )
         except (NoImplementation, BackendMissing) as error:
             reasons = getattr(error, "refusals", {}).values()

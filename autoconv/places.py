@@ -30,6 +30,7 @@ __all__ = [
     "Form",
     "HostPlace",
     "Place",
+    "check_one_home",
     "common_home",
     "home_of",
     "is_cupy",
@@ -361,15 +362,19 @@ def home_of(value: Any, threads: int | None = None) -> Device:
     return cpu(threads) if index is None else cuda(index)
 
 
-def common_home(operands: dict[str, Any], threads: int | None = None) -> Device:
-    """The device that all of these named operands are on. Raises `InvalidType`, naming two that are apart."""
-    names = list(operands)
-    indices = [_gpu_index(value) for value in operands.values()]
-    for name, index in zip(names[1:], indices[1:], strict=True):
-        if index != indices[0]:
-            here, there = (_whereabouts(operands[one], at) for one, at in ((names[0], indices[0]), (name, index)))
-            raise InvalidType(f"{_is(names[0])} {here}, {_is(name)} {there}: operands must be on one device")
-    return cpu(threads) if indices[0] is None else cuda(indices[0])
+def common_home(names: tuple[str, str], first: Any, second: Any, threads: int | None = None) -> Device:
+    """The device that both operands are on. Raises as `check_one_home`."""
+    index = check_one_home(names, first, second)
+    return cpu(threads) if index is None else cuda(index)
+
+
+def check_one_home(names: tuple[str, str], first: Any, second: Any) -> int | None:
+    """The GPU that both operands are on, None for the CPU. Raises `InvalidType`, naming both, if they are apart."""
+    here, there = _gpu_index(first), _gpu_index(second)
+    if here != there:
+        places = f"{_is(names[0])} {_whereabouts(first, here)}, {_is(names[1])} {_whereabouts(second, there)}"
+        raise InvalidType(f"{places}: operands must be on one device")
+    return here
 
 
 def _whereabouts(value: Any, index: int | None) -> str:

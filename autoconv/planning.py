@@ -17,7 +17,7 @@ from autoconv.arrays import Array
 from autoconv.device import Device
 from autoconv.errors import InvalidSpec, InvalidType, NoImplementation
 from autoconv.evidence import Choice, Decision
-from autoconv.places import Form, place_of
+from autoconv.places import Form, check_one_home, place_of
 from autoconv.separable import is_separable
 from autoconv.spec import ConvSpec, Op
 from autoconv.workspace import ALIGNMENT, Workspace, aligned_bytes, thread_workspace
@@ -161,6 +161,7 @@ class Plan:
         names = {Op.FPROP: ("input", "filters"), Op.DGRAD: ("output_grad", "filters")}.get(
             self.spec.op, ("input", "output_grad")
         )
+        check_one_home(names, a, b)
         with self._place.current():
             left = self._operand(a, first, names[0], self.spec.layout)
             right = self._operand(b, second, names[1], self._second_layout)

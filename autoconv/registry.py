@@ -247,6 +247,10 @@ class Registry:
         below = None if choice.child is None or lower is None else self.why_not(lower, device, choice.child)
         return one.why_not(spec, device, choice.config) or below
 
+    def capturable(self, choice: Choice) -> bool:
+        """Whether a GPU's stream may be captured while a choice, its children's included, runs."""
+        return all(self.get(link.implementation).capturable for link in choice.chain())
+
     def environment(self, choice: Choice) -> dict[str, str]:
         """Versions that the time of a choice depends on, its children's included."""
         merged: dict[str, str] = {}

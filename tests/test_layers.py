@@ -19,8 +19,8 @@ ROOT = Path(autoconv.__file__).parent
 
 ORDER = (
     "errors", "shapes", "spec", "cuda_driver", "device", "arrays", "workspace", "places", "separable", "evidence",
-    "options", "planning", "implementation", "registry", "catalogue", "tuner", "dispatch", "calling", "convolving",
-    "derived", "api",
+    "options", "planning", "captures", "implementation", "registry", "catalogue", "tuner", "dispatch", "calling",
+    "convolving", "derived", "api",
 )  # fmt: skip
 """Each may import what stands before it. What is not listed (report, cli, ...) stands on top."""
 

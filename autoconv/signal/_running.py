@@ -66,7 +66,7 @@ def spec_of(problem: Problem, dtype: str, *, convolution: bool, batch: int = 1) 
 def first_call(key: Any, problem: Problem, first: Array, second: Array, *, convolution: bool) -> Any:
     """Plan and run; remember the call under `key` unless that is None."""
     spec = spec_of(problem, check_pair(first, second), convolution=convolution)
-    home = common_home({"in1": first, "in2": second}, options.current_scope().settings.threads)
+    home = common_home(("in1", "in2"), first, second, options.current_scope().settings.threads)
     with place_of(home).current():
         call = _make(problem, spec, home)
         if key is not None:

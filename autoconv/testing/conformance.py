@@ -14,10 +14,9 @@ from autoconv.device import Device, cpu
 from autoconv.errors import BackendMissing
 from autoconv.evidence import Choice, Config
 from autoconv.implementation import Implementation
-from autoconv.planning import Workspace
 from autoconv.spec import ConvSpec, Op
 from autoconv.testing.cases import CASES, problems
-from autoconv.testing.running import EXACT_TAGS, OTHER_FILL, THREADS, Case, Rings, build
+from autoconv.testing.running import EXACT_TAGS, OTHER_FILL, THREADS, Case, Rings, build, fresh_workspace
 from autoconv.testing.truth import operands, reference
 from autoconv.tuner.tolerance import ALGORITHMS
 
@@ -68,15 +67,17 @@ def _repeatable(case: Case) -> Iterator[str]:
 
 def _stateless(case: Case) -> Iterator[str]:
     """The same buffers, new values: nothing of the first call may be left."""
-    left, right, out = Rings().operands(case.spec, *operands(case.spec, case.rng))
-    workspace = Workspace()
-    case.plan.run(left, right, out, workspace)
-    a, b = operands(case.spec, case.rng)
-    for array, values in ((left, a), (right, b)):
-        array.setflags(write=True)
-        array[...] = values
-    case.plan.run(left, right, out, workspace)
-    yield from case.wrong(out, reference(case.spec, a, b), "a second call's result")
+    with case.place.current():
+        rings = Rings(case.place)
+        left, right, out = rings.operands(case.spec, *operands(case.spec, case.rng))
+        workspace = fresh_workspace(case.place)
+        case.plan.run(left, right, out, workspace)
+        a, b = operands(case.spec, case.rng)
+        for array, values in ((left, a), (right, b)):
+            rings.write(array, values)
+        case.plan.run(left, right, out, workspace)
+        result = case.place.to_host(out)
+    yield from case.wrong(result, reference(case.spec, a, b), "a second call's result")
 
 
 def _bound(case: Case) -> Iterator[str]:
@@ -90,11 +91,12 @@ def _threads(case: Case) -> Iterator[str]:
     pairs = [operands(case.spec, case.rng) for _ in range(THREADS)]
 
     def call_twice(pair: tuple[Array, Array]) -> Array:
-        left, right, out = Rings().operands(case.spec, *pair)
-        workspace = Workspace()
-        for _ in range(2):
-            case.plan.run(left, right, out, workspace)
-        return out
+        with case.place.current():
+            left, right, out = Rings(case.place).operands(case.spec, *pair)
+            workspace = fresh_workspace(case.place)
+            for _ in range(2):
+                case.plan.run(left, right, out, workspace)
+            return case.place.to_host(out)
 
     with ThreadPoolExecutor(THREADS) as pool:
         for pair, result in zip(pairs, pool.map(call_twice, pairs), strict=True):
@@ -104,19 +106,22 @@ def _threads(case: Case) -> Iterator[str]:
 def _workspace(case: Case) -> Iterator[str]:
     """What one call allocates, in the arena or behind its back; memory that C takes for itself is not seen.
 
-    The counter sees the whole process, so what other threads allocate meanwhile counts too: the least of
-    several calls is what the implementation itself needs.
+    On a GPU the pool is watched. On the CPU the counter sees the whole process, so what other threads allocate
+    meanwhile counts too: the least of several calls is what the implementation itself needs.
     """
-    left, right, out = Rings().operands(case.spec, *operands(case.spec, case.rng))
+    on_host = case.device.kind == "cpu"
+    with case.place.current():
+        left, right, out = Rings(case.place).operands(case.spec, *operands(case.spec, case.rng))
 
     def call() -> None:
-        case.plan.run(left, right, out, Workspace())
+        with case.place.current():
+            case.plan.run(left, right, out, fresh_workspace(case.place))
 
     call()
     allowed = case.built.workspace_bytes + SLACK_BYTES
     uses: list[int] = []
     while len(uses) < WORKSPACE_CALLS:
-        uses.append(_peak_bytes(call))
+        uses.append(_peak_bytes(call) if on_host else _peak_pool_bytes(call))
         if uses[-1] <= allowed:
             return
     yield f"uses {min(uses)} bytes of workspace, declares {case.built.workspace_bytes}"
@@ -135,6 +140,26 @@ def _peak_bytes(call: Callable[[], None]) -> int:
     finally:
         if not running:
             tracemalloc.stop()
+
+
+def _peak_pool_bytes(call: Callable[[], None]) -> int:
+    """How much more than before CuPy's pool has lent at the worst moment of `call`."""
+    import cupy
+
+    class Meter(cupy.cuda.MemoryHook):  # type: ignore[misc]
+        name = "autoconv"
+        now = peak = 0
+
+        def malloc_postprocess(self, **what: int) -> None:
+            self.now += what["mem_size"]
+            self.peak = max(self.peak, self.now)
+
+        def free_postprocess(self, **what: int) -> None:
+            self.now -= what["mem_size"]
+
+    with Meter() as meter:
+        call()
+    return int(meter.peak)
 
 
 def _nonfinite(case: Case) -> Iterator[str]:

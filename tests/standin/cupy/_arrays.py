@@ -24,10 +24,10 @@ MATMUL_OPTIONS = UFUNC_OPTIONS | {"axes", "axis", "keepdims", "signature", "orde
 CUBLAS = {"matmul", "dot", "tensordot", "einsum", "outer", "inv", "solve"}
 UFUNCS = (
     "absolute", "add", "bitwise_and", "bitwise_or", "ceil", "conjugate", "cos", "divide", "equal", "exp", "fabs",
-    "floor", "floor_divide", "greater", "greater_equal", "isfinite", "isinf", "isnan", "left_shift", "less", "less_equal", "log",
-    "log2", "logical_and", "logical_not", "logical_or", "matmul", "maximum", "minimum", "multiply", "negative",
-    "not_equal", "power", "remainder", "right_shift", "rint", "sign", "signbit", "sin", "sqrt", "square", "subtract",
-    "true_divide",
+    "floor", "floor_divide", "greater", "greater_equal", "isfinite", "isinf", "isnan", "left_shift", "less",
+    "less_equal", "log", "log2", "logical_and", "logical_not", "logical_or", "matmul", "maximum", "minimum",
+    "multiply", "negative", "not_equal", "power", "remainder", "right_shift", "rint", "sign", "signbit", "sin", "sqrt",
+    "square", "subtract", "true_divide",
 )  # fmt: skip
 
 
@@ -155,6 +155,11 @@ class ndarray:  # noqa: N801  CuPy's name
     def __repr__(self) -> str:
         return repr(self.get())
 
+    def __dlpack__(
+        self, *, stream: Any = None, max_version: Any = None, dl_device: Any = None, copy: Any = None
+    ) -> ndarray:
+        return self
+
     def __dlpack_device__(self) -> tuple[int, int]:
         return 2, self.data.device_id
 
@@ -162,9 +167,8 @@ class ndarray:  # noqa: N801  CuPy's name
 
     def __getitem__(self, key: Any) -> ndarray:
         plain = _indices(key)
-        _same_device([self, *_arrays_in(key)])
         found = self._array[plain]
-        return compute(lambda: np.asarray(self._array[plain]), found, [self])
+        return compute(lambda: np.asarray(self._array[plain]), found, [self, *_arrays_in(key)])
 
     def __setitem__(self, key: Any, value: Any) -> None:
         plain = _indices(key)
@@ -250,13 +254,17 @@ def _same_device(operands: Sequence[ndarray]) -> None:
 
 
 def _view_or_copy(result: Any, sources: Sequence[ndarray]) -> ndarray:
-    """A NumPy result as an array: within the memory of a source where it shares it, else in new memory."""
+    """A NumPy result as an array: within the memory of a source where it shares it, else in new memory.
+
+    A view takes no kernel and can be had of any device's array.
+    """
     if result.size:
         at = result.__array_interface__["data"][0]
         for source in sources:
             block = source.data.mem
             if block.size and block.ptr <= at < block.ptr + block.size:
                 return wrapped(result, memory.MemoryPointer(block, at - block.ptr), source)
+    _same_device(sources)
     new = ndarray(result.shape, checked_dtype(result.dtype))
     order = sorted(range(result.ndim), key=lambda axis: -abs(result.strides[axis])) if result.size else range(0)
     if list(order) != sorted(order) and result.flags.f_contiguous:
@@ -334,7 +342,6 @@ def function(name: str, parameters: str, call: Callable[..., Any], *, host: bool
         if name in CUBLAS and flagged():
             raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")
         arrays = _arrays_in([*args, *kwargs.values()])
-        _same_device(arrays)
         out = kwargs.get("out")
         plain, named = [unwrapped(one) for one in args], {key: unwrapped(one) for key, one in kwargs.items()}
 
@@ -343,6 +350,7 @@ def function(name: str, parameters: str, call: Callable[..., Any], *, host: bool
                 return call(*plain, **named)
 
         if out is not None:
+            _same_device(arrays)
             _machine.enqueue(work)
             return out
         found = work()

@@ -7,13 +7,13 @@ from typing import Any
 from cupy import _machine
 from cupy.cuda import device, memory, runtime, stream
 from cupy.cuda.device import Device, get_cublas_handle
-from cupy.cuda.memory import MemoryPointer, MemoryPool, UnownedMemory, alloc
+from cupy.cuda.memory import MemoryHook, MemoryPointer, MemoryPool, UnownedMemory, alloc
 from cupy.cuda.stream import Event, ExternalStream, Graph, Stream, get_current_stream, get_elapsed_time
 
 __all__ = [
-    "Device", "Event", "ExternalStream", "Graph", "MemoryPointer", "MemoryPool", "Stream", "UnownedMemory", "alloc",
-    "device", "get_cublas_handle", "get_current_stream", "get_device_id", "get_elapsed_time", "is_available", "memory",
-    "runtime", "stream",
+    "Device", "Event", "ExternalStream", "Graph", "MemoryHook", "MemoryPointer", "MemoryPool", "Stream",
+    "UnownedMemory", "alloc", "device", "get_cublas_handle", "get_current_stream", "get_device_id",
+    "get_elapsed_time", "is_available", "memory", "runtime", "stream",
 ]  # fmt: skip
 
 

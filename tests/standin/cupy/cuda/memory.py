@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from cupy import _machine
 
-__all__ = ["MemoryPointer", "MemoryPool", "OutOfMemoryError", "UnownedMemory", "alloc", "pool_of"]
+__all__ = ["MemoryHook", "MemoryPointer", "MemoryPool", "OutOfMemoryError", "UnownedMemory", "alloc", "pool_of"]
 
 ROUNDING = 512  # CuPy's own
 TOTAL_BYTES = 150_109_880_320
@@ -123,10 +123,15 @@ class MemoryPool:
             self._used += rounded
         block = _Block(contents, index, self)
         block._stream = stream
+        for hook in _hooks():
+            hook.malloc_postprocess(device_id=index, size=size, mem_size=rounded, mem_ptr=block.ptr, pmem_id=id(block))
         return MemoryPointer(block, 0)
 
     def _take_back(self, contents: np.ndarray[Any, Any], size: int, stream: int) -> None:
         contents[...] = POISON
+        for hook in _hooks():
+            at = contents.ctypes.data
+            hook.free_postprocess(device_id=self._device_id or 0, mem_size=size, mem_ptr=at, pmem_id=at)
         with self._lock:
             self._free.setdefault((stream, size), []).append(contents)
             self._used -= size
@@ -160,6 +165,34 @@ class MemoryPool:
     def get_limit(self) -> int:
         """The limit in bytes."""
         return self._limit
+
+
+class MemoryHook:
+    """Watches the pools within a `with` block of its thread; derived classes say what is done."""
+
+    name = "MemoryHook"
+
+    def __enter__(self) -> MemoryHook:
+        if self.name in _local.__dict__.setdefault("hooks", {}):
+            raise KeyError(f"memory hook {self.name} already exists")
+        _local.hooks[self.name] = self
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        del _local.hooks[self.name]
+
+    def malloc_postprocess(self, **kwargs: int) -> None:
+        """After a piece was lent."""
+
+    def free_postprocess(self, **kwargs: int) -> None:
+        """After a piece came back."""
+
+
+_local = threading.local()
+
+
+def _hooks() -> list[MemoryHook]:
+    return list(_local.__dict__.get("hooks", {}).values())
 
 
 _pools: dict[int, MemoryPool] = {}
