@@ -6,13 +6,15 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: help demo test test-gpu test-native test-faults fuzz lint types docs bench clean
+.PHONY: help demo test test-gpu test-cudnn test-native test-kernels test-faults fuzz lint types docs bench clean
 
 help:
 	@echo "make demo      tune ResNet-50 for this machine, filter a photograph, write pictures to demo-output/"
 	@echo "make test      the whole test suite"
-	@echo "make test-gpu  the tests that need a CUDA device"
+	@echo "make test-gpu  the tests that need a CUDA device (installs CuPy and cuDNN; CUDA=cuda13 for drivers of CUDA 13)"
+	@echo "make test-cudnn  cuDNN's plans for a device that is not there (installs cuDNN: 0.8 GB)"
 	@echo "make test-native  every config of the generated kernels, also under sanitizers, and for AArch64 in QEMU"
+	@echo "make test-kernels  every config of the CUDA kernels through NVRTC, for every architecture"
 	@echo "make test-faults  sixteen processes on one cache, a hundred kills, damage at two thousand places"
 	@echo "make fuzz      10,000 random calls, every implementation forced in turn"
 	@echo "make lint      ruff and mypy --strict"
@@ -39,11 +41,22 @@ demo: $(VENV)/.demo
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(WORKERS)
 
+CUDA ?= cuda12
 test-gpu: $(VENV)/.dev
-	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m pip install --quiet --editable '.[dev,$(CUDA)]'
+	$(BIN)/python -m pytest -m gpu tests/gpu
+
+# the newest cuDNN seen to plan without a driver; 9.28 (of CUDA 12) does not
+CUDNN ?= nvidia-cudnn-cu13==9.19.0.56
+test-cudnn: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet 'nvidia-cudnn-frontend>=1.27,<1.29' '$(CUDNN)'
+	$(BIN)/python -m pytest -m slow tests/cuda/test_cudnn_deviceless.py
 
 test-native: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) -m slow tests/native
+
+test-kernels: $(VENV)/.dev
+	$(BIN)/python -m pytest -n $(WORKERS) -m slow tests/cuda/test_nvrtc.py
 
 test-faults: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow tests/cache tests/load

@@ -1,23 +1,15 @@
-"""The real cuDNN plans for an H200 that is not there (`make test-cudnn`): what it offers, and makes again.
-
-`h200_by_hand.json` describes the device. It was written by hand after NVIDIA's tables; on a device
-`cudnn.create_device_properties(0).serialize()` gives the true one. Nothing is executed.
-"""
+"""What cuDNN itself offers for an H200 that is not there, and makes again (`make test-cudnn`). Nothing is executed."""
 
 from __future__ import annotations
 
-import ctypes
 import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from autoconv.device import Device
 from autoconv.evidence import Choice, Config
 from autoconv.impls.cuda import _cudnn_lib as lib
 from autoconv.impls.cuda import _cudnn_plans as plans
@@ -25,10 +17,10 @@ from autoconv.impls.cuda.cudnn import WORKSPACE_CAP, CudnnGraph
 from autoconv.spec import DTYPES, ConvSpec
 from autoconv.testing import problems
 from tests.cases import EDGE, NETWORKS, SMOKE
+from tests.cuda.deviceless import H200, described, forget
 
 pytestmark = pytest.mark.slow
 
-DEVICE = Device("cuda", "NVIDIA H200", "sm_90", 132, 1, 150_109_880_320, 0)
 CUDNN = CudnnGraph()
 SAMPLE = 3  # plans of one problem that are made again in turn; those without a name for their knobs are all made
 CASES = {**SMOKE, **EDGE, **NETWORKS}
@@ -36,43 +28,29 @@ seen: Counter[str] = Counter()
 
 
 @pytest.fixture(scope="module")
-def properties() -> Any:
-    """The described device, once what cuDNN loads by name is there to be loaded."""
-    if find_spec("cudnn") is None:
-        pytest.skip("nvidia-cudnn-frontend is not installed")
-    libraries = find_spec("nvidia")
-    folders = [Path(folder) for folder in (libraries.submodule_search_locations if libraries else None) or ()]
-    for name in ("libcublas.so.*", "libcublasLt.so.*"):
-        paths = sorted(path for folder in folders for path in folder.glob(f"*/lib/{name}"))
-        if not paths:
-            pytest.skip(f"{name} is not installed, without which cuDNN ends the process")
-        ctypes.CDLL(str(paths[0]), ctypes.RTLD_GLOBAL)
-    import cudnn
-
-    try:
-        return cudnn.create_device_properties((Path(__file__).parent / "h200_by_hand.json").read_text())
-    except RuntimeError as error:
-        pytest.skip(f"this cuDNN does not plan without a driver: {error}")
+def target() -> lib.Target:
+    found = described()
+    if isinstance(found, str):
+        pytest.skip(found)
+    return found
 
 
 @pytest.fixture(autouse=True)
-def _described(properties: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    monkeypatch.setattr(lib, "target", lambda device: lib.Target({"device_property": properties}))
+def _described(target: lib.Target, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    missing = lib.unavailable()
+    assert missing is None or missing.startswith("CuPy is not installed")  # executing needs it, planning does not
+    monkeypatch.setattr(lib, "unavailable", lambda: None)
+    monkeypatch.setattr(lib, "target", lambda device: target)
     monkeypatch.setenv("AUTOCONV_NATIVE", str(tmp_path / "native"))
     forget()
     yield
     forget()
 
 
-def forget() -> None:
-    plans._surveys.clear()
-    plans.ready.cache_clear()
-
-
 def examine(spec: ConvSpec) -> Iterator[str]:
     """What is wrong with the plans for one problem."""
     problem = plans.plain(spec)
-    offers, reason = plans.survey(problem, DEVICE)
+    offers, reason = plans.survey(problem, H200)
     seen["problems"] += 1
     if not offers:
         seen["without a plan"] += 1
@@ -93,7 +71,7 @@ def examine(spec: ConvSpec) -> Iterator[str]:
             yield f"{config} turns filters that need no turning"
     configs = list(offers)
     for config in [*configs[:: max(1, len(configs) // SAMPLE)], *(one for one in configs if "plan" in one)]:
-        made = plans.ready(problem, config, DEVICE)
+        made = plans.ready(problem, config, H200)
         if isinstance(made, str):
             yield made
         elif made.workspace_bytes != offers[config].workspace_bytes:
@@ -116,15 +94,15 @@ def test_every_problem_is_planned(name: str) -> None:
 
 def test_kept_plans_serve_without_the_heuristics(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = plans.plain(ConvSpec.parse("fprop n8c64 56x56 k64 3x3 p1"))
-    offers, _ = plans.survey(problem, DEVICE)
+    offers, _ = plans.survey(problem, H200)
     unnamed = [config for config in offers if "plan" in config]
     assert unnamed
     for config in unnamed:
-        assert not isinstance(plans.ready(problem, config, DEVICE), str)
+        assert not isinstance(plans.ready(problem, config, H200), str)
     forget()
     monkeypatch.setattr(plans, "survey", None)
     for config in unnamed:
-        made = plans.ready(problem, config, DEVICE)
+        made = plans.ready(problem, config, H200)
         assert not isinstance(made, str)
         assert made.workspace_bytes == offers[config].workspace_bytes
         assert callable(made.execute)
@@ -132,24 +110,24 @@ def test_kept_plans_serve_without_the_heuristics(monkeypatch: pytest.MonkeyPatch
 
 def test_large_volumes_are_capped() -> None:
     spec = ConvSpec.parse("dgrad n16c64 64x128x128 k64 3x3x3 p1 f32")
-    offers, _ = plans.survey(plans.plain(spec), DEVICE)
+    offers, _ = plans.survey(plans.plain(spec), H200)
     beyond = [config for config, one in offers.items() if one.workspace_bytes > WORKSPACE_CAP]
     assert beyond, "the cap is not put to the test"
-    assert CUDNN.why_not(spec, DEVICE) is None
-    assert all("the cap is" in str(CUDNN.why_not(spec, DEVICE, config)) for config in beyond)
+    assert CUDNN.why_not(spec, H200) is None
+    assert all("the cap is" in str(CUDNN.why_not(spec, H200, config)) for config in beyond)
 
 
 def test_more_than_a_config_says_is_not_made() -> None:
     problem = plans.plain(ConvSpec.parse("fprop n8c64 56x56 k64 3x3 p1 corr"))
-    offers, _ = plans.survey(problem, DEVICE)
+    offers, _ = plans.survey(problem, H200)
     short = next(config for config in offers if config.get("math") == "tf32" and "knobs" in config)
     silent = Config({key: value for key, value in short.items() if key != "math"})
-    assert "Deselecting" in str(plans.ready(problem, silent, DEVICE))
-    assert not isinstance(plans.ready(problem, short, DEVICE), str)
+    assert "Deselecting" in str(plans.ready(problem, silent, H200))
+    assert not isinstance(plans.ready(problem, short, H200), str)
 
 
 def test_zz_the_count(capsys: pytest.CaptureFixture[str]) -> None:
-    """The figures of docs/explanation/algorithms.md."""
+    """The figures of docs/explanation/algorithms/libraries.md."""
     with capsys.disabled():
         print(f"\ncuDNN {lib.version_text()}:", ", ".join(f"{count} {what}" for what, count in seen.items()))
     assert seen["configs"] >= seen["problems"]
