@@ -28,6 +28,9 @@ CALL_S = 12e-6
 BYTES_PER_S = 6e9
 
 
+__all__ = ["TorchConv", "TorchRunner"]
+
+
 class TorchConv(Implementation):
     """PyTorch's convolution, in either memory format, result copied into place."""
 
@@ -75,7 +78,7 @@ class TorchConv(Implementation):
 
     def prepare(self, spec: ConvSpec, config: Config, context: Context) -> Runner:
         """Import PyTorch and fix the arguments."""
-        return _TorchRunner(spec, config["memory"] == "channels_last", context.device.threads)
+        return TorchRunner(spec, config["memory"] == "channels_last", context.device.threads)
 
 
 @cache
@@ -101,7 +104,9 @@ def _padded(spec: ConvSpec) -> tuple[int, ...]:
     return tuple(size + sum(pads) for size, pads in zip(spec.in_spatial, spec.padding, strict=True))
 
 
-class _TorchRunner(Runner):
+class TorchRunner(Runner):
+    """Calls PyTorch on tensors that share the operands' memory."""
+
     def __init__(self, spec: ConvSpec, channels_last: bool, threads: int) -> None:
         import torch
 
@@ -144,23 +149,23 @@ class _TorchRunner(Runner):
         return self._torch.from_numpy(array if array.flags.writeable else _writeable_alias(array))
 
     def _run(self, first: Any, second: Any, out: Array) -> None:
+        if self._torch.get_num_threads() != self._threads:
+            self._torch.set_num_threads(self._threads)
+        with self._torch.no_grad():
+            self._tensor(out).copy_(self._result(first, second))
+
+    def _result(self, first: Any, second: Any) -> Any:
         torch, spec = self._torch, self._spec
-        if torch.get_num_threads() != self._threads:
-            torch.set_num_threads(self._threads)
-        with torch.no_grad():
-            if spec.op is Op.FPROP:
-                image = torch.nn.functional.pad(first, self._pad) if self._pad else first
-                result = self._convolve(image, second, None, spec.stride, self._padding, spec.dilation, spec.groups)
-            elif spec.op is Op.DGRAD:
-                image = first.new_empty(1).expand(self._shape)  # only its shape is used
-                result = self._backward(first, image, second, 0)
-                result = result[self._inside] if self._pad else result
-            else:
-                image = torch.nn.functional.pad(first, self._pad) if self._pad else first
-                weights = first.new_empty(1).expand(spec.filter_shape)
-                result = self._backward(second, image, weights, 1)
-                result = result.flip(self._taps) if spec.flip else result
-            torch.from_numpy(out).copy_(result)
+        if spec.op is Op.DGRAD:
+            image = first.new_empty(1).expand(self._shape)  # only its shape is used
+            result = self._backward(first, image, second, 0)
+            return result[self._inside] if self._pad else result
+        image = torch.nn.functional.pad(first, self._pad) if self._pad else first
+        if spec.op is Op.FPROP:
+            return self._convolve(image, second, None, spec.stride, self._padding, spec.dilation, spec.groups)
+        weights = first.new_empty(1).expand(spec.filter_shape)
+        result = self._backward(second, image, weights, 1)
+        return result.flip(self._taps) if spec.flip else result
 
     def _backward(self, gradient: Any, image: Any, weights: Any, which: int) -> Any:
         spec = self._spec
