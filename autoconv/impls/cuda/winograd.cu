@@ -109,12 +109,12 @@ __device__ __forceinline__ Place place(int count) {
 
 // Where a thread's numbers lie in a transformed array: point 0, and from one point to the next.
 template <int CHANNELS>
-__device__ __forceinline__ long long first_point(const Place& at, int step) {
-  return CHANNELS_LAST ? (long long)at.tile * CHANNELS + at.channel : (long long)at.channel * step + at.tile;
+__device__ __forceinline__ i64 first_point(const Place& at, int step) {
+  return CHANNELS_LAST ? (i64)at.tile * CHANNELS + at.channel : (i64)at.channel * step + at.tile;
 }
 template <int CHANNELS>
-__device__ __forceinline__ long long next_point(int step) {
-  return (long long)CHANNELS * step;
+__device__ __forceinline__ i64 next_point(int step) {
+  return (i64)CHANNELS * step;
 }
 
 // Pixels of a tile in an image array of CHANNELS x H x W: `at(i, j)` is the offset of row i, column j from the first.
@@ -122,23 +122,20 @@ template <int CHANNELS, int H, int W>
 struct Pixels {
   static constexpr int COLUMN = CHANNELS_LAST ? CHANNELS : 1;
   int top, left;
-  long long base;
-  __device__ __forceinline__ Pixels(long long tile, int channel, int start_h, int start_w) {
-    const long long row = tile / TILES_W, image = row / TILES_H;
+  i64 base;
+  __device__ __forceinline__ Pixels(i64 tile, int channel, int start_h, int start_w) {
+    const i64 row = tile / TILES_W, image = row / TILES_H;
     top = (int)(row % TILES_H) * TILE + start_h;
     left = (int)(tile % TILES_W) * TILE + start_w;
-    base = (image * CHANNELS * H + top) * W + left;
-    if (CHANNELS_LAST)
-      base = ((image * H + top) * W + left) * CHANNELS + channel;
-    else
-      base += (long long)channel * H * W;
+    base = CHANNELS_LAST ? ((image * H + top) * W + left) * CHANNELS + channel
+                         : ((image * CHANNELS + channel) * H + top) * W + left;
   }
   __device__ __forceinline__ bool has(int i, int j) const { return within(top + i, H) && within(left + j, W); }
-  __device__ __forceinline__ long long at(int i, int j) const { return base + ((long long)i * W + j) * COLUMN; }
+  __device__ __forceinline__ i64 at(int i, int j) const { return base + ((i64)i * W + j) * COLUMN; }
 };
 
 template <class MATRIX, int READ, int CHANNELS, int H, int W, int LANES>
-__device__ __forceinline__ void tiles(const ELEMENT* __restrict__ from, ELEMENT* __restrict__ to, long long first,
+__device__ __forceinline__ void tiles(const ELEMENT* __restrict__ from, ELEMENT* __restrict__ to, i64 first,
                                       int count, int step, int start_h, int start_w) {
   const Place mine = place<CHANNELS, LANES>(count);
   if (!mine.exists) return;
@@ -157,7 +154,7 @@ __device__ __forceinline__ void tiles(const ELEMENT* __restrict__ from, ELEMENT*
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-data_tiles(const ELEMENT* __restrict__ from, ELEMENT* __restrict__ to, long long first, int count, int step) {
+data_tiles(const ELEMENT* __restrict__ from, ELEMENT* __restrict__ to, i64 first, int count, int step) {
   tiles<DataMatrix, SIDE, IN_CHANNELS, IN_H, IN_W, IN_LANES>(from, to, first, count, step, START_H, START_W);
 }
 
@@ -166,14 +163,14 @@ __device__ __forceinline__ int tap(int i, int j) {
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-gradient_tiles(const ELEMENT* __restrict__ from, ELEMENT* __restrict__ to, long long first, int count, int step) {
+gradient_tiles(const ELEMENT* __restrict__ from, ELEMENT* __restrict__ to, i64 first, int count, int step) {
   tiles<Transposed<InverseMatrix>, TILE, OUT_CHANNELS, OUT_H, OUT_W, OUT_LANES>(from, to, first, count, step, 0, 0);
 }
 
 // filters: (count, TAPS, TAPS), whatever their channels; one thread per filter of one channel.
 extern "C" __global__ void __launch_bounds__(THREADS)
-filter_results(const ELEMENT* __restrict__ from, ELEMENT* __restrict__ filters, long long count) {
-  const long long filter = blockIdx.x * (long long)THREADS + threadIdx.x;
+filter_results(const ELEMENT* __restrict__ from, ELEMENT* __restrict__ filters, i64 count) {
+  const i64 filter = blockIdx.x * (i64)THREADS + threadIdx.x;
   if (filter >= count) return;
   ELEMENT products[SIDE][SIDE], taps[TAPS][TAPS];
 #pragma unroll
@@ -194,7 +191,7 @@ __host__ __device__ constexpr bool writes(int count) {
 constexpr int WIDE = writes(4) ? 4 : writes(2) ? 2 : 1;
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-result_tiles(const ELEMENT* __restrict__ from, ELEMENT* __restrict__ to, long long first, int count, int step) {
+result_tiles(const ELEMENT* __restrict__ from, ELEMENT* __restrict__ to, i64 first, int count, int step) {
   const Place mine = place<OUT_CHANNELS, OUT_LANES>(count);
   if (!mine.exists) return;
   ELEMENT products[SIDE][SIDE], results[TILE][TILE];
@@ -218,8 +215,8 @@ result_tiles(const ELEMENT* __restrict__ from, ELEMENT* __restrict__ to, long lo
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-filter_tiles(const ELEMENT* __restrict__ filters, ELEMENT* __restrict__ to, long long count) {
-  const long long filter = blockIdx.x * (long long)THREADS + threadIdx.x;
+filter_tiles(const ELEMENT* __restrict__ filters, ELEMENT* __restrict__ to, i64 count) {
+  const i64 filter = blockIdx.x * (i64)THREADS + threadIdx.x;
   if (filter >= count) return;
   ELEMENT taps[TAPS][TAPS], transformed[SIDE][SIDE];
 #pragma unroll
