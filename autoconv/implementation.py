@@ -127,6 +127,11 @@ class Implementation(ABC):
         """For a rewrite: the problem it turns `spec` into. It must be strictly lower, so that recursion ends."""
         return None
 
+    @property
+    def asks_child(self) -> bool:
+        """Whether this is a rewrite that leaves the work to a child, whose race comes with its own."""
+        return type(self).child_spec is not Implementation.child_spec
+
     def child_calls(self, spec: ConvSpec) -> int:
         """How often one call runs the child."""
         return 1

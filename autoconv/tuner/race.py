@@ -37,7 +37,8 @@ __all__ = [
 ]
 
 HOPELESS_ESTIMATE = 20.0  # estimates err by less than this; so far beyond the best measured, a run is wasted
-BEHIND_KIN = 2.0  # among candidates of a kind, estimates times the best pace err by less: measured up to 1.8
+BEHIND_KIN = 1.7  # among candidates of a kind, estimates times the best pace err by less: measured up to 1.6
+BEHIND_REWRITE = 2.5  # estimates of rewrites, which need a race of their own, err by less: measured up to 1.8
 CHILD_SHARE = 0.5  # of what is left when a rewrite asks for its child
 MAX_REMATCHES = 3  # races that a drifted machine may cause, by making remembered rows look like winners
 
@@ -47,8 +48,8 @@ Watch = Callable[[str, str, int, int], None]
 Paces = dict[str, dict[str, float]]
 """Kind -> candidate -> its time over its estimate."""
 
-AskChild = Callable[[Candidate, ConvSpec, float], tuple[Choice, bool]]
-"""`(parent, child's spec, budget)` to the child, and whether its race was cut short."""
+AskChild = Callable[[Candidate, ConvSpec, float, float | None], tuple[Choice, bool]]
+"""`(parent, child's spec, budget, seconds to beat)` to the child, and whether its race was cut short."""
 
 
 def silent(stage: str, detail: str, done: int, total: int) -> None:
@@ -98,6 +99,8 @@ def _kind(candidate: Candidate) -> str:
 
 def patience_with(candidate: Candidate, paces: Paces) -> float:
     """How many times the best an estimate may be: compiling is dear, but one of each kind shows how its kin err."""
+    if candidate.implementation.asks_child:
+        return BEHIND_REWRITE
     compiled = candidate.implementation.compiled
     return HOPELESS if compiled and _kind(candidate) in paces else HOPELESS_ESTIMATE
 
@@ -148,6 +151,7 @@ class Race:
     isolation: str = "none"  # "process": candidates are tried and timed in workers
     patient: bool = True  # wait for libraries to be loaded in a worker
     watchman: Watchman = field(default_factory=Calm)
+    rival_s: float | None = None  # for a child: what one call may take, or else its parent is beaten already
     disturbed: bool = False
     ready: dict[Choice, Built] = field(default_factory=dict)
     measured: set[str] = field(default_factory=set)
@@ -291,6 +295,8 @@ class Race:
             return ""
         patience = patience_with(candidate, self.paces)
         reason = hopeless(candidate.estimate_s, best_s, self.budget_s, patience)
+        if not reason and best_s is not None and self.rival_s is not None:
+            reason = hopeless(candidate.estimate_s, self.rival_s, self.budget_s, HOPELESS)
         return reason or behind_kin(candidate, best_s, self.paces)
 
     def _is_timed(self, candidate: Candidate) -> bool:
@@ -313,7 +319,8 @@ class Race:
         def plan_child(lower: ConvSpec) -> Choice:
             nonlocal cut_short
             left_s = max(0.0, self.deadline - self.timer.clock())
-            child, child_cut_short = self.ask_child(candidate, lower, CHILD_SHARE * left_s)
+            rival_s = None if best_s is None else best_s / candidate.implementation.child_calls(self.spec)
+            child, child_cut_short = self.ask_child(candidate, lower, CHILD_SHARE * left_s, rival_s)
             cut_short |= child_cut_short
             return child
 

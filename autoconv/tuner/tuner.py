@@ -30,7 +30,7 @@ from autoconv.spec import ConvSpec
 from autoconv.tuner.contention import Sentry, Watchman
 from autoconv.tuner.crew import Crew
 from autoconv.tuner.gpu_contention import GpuSentry
-from autoconv.tuner.race import Race, Watch, behind_kin, key_of, paces_of, silent
+from autoconv.tuner.race import Race, Watch, behind_kin, key_of, paces_of, patience_with, silent
 from autoconv.tuner.timing import HOPELESS, Timer
 
 __all__ = ["Tuner", "TuningResult"]
@@ -156,8 +156,19 @@ class _Session:
         self._versions = {one.name: one.version for one in registry}
         self._children: dict[tuple[ConvSpec, Limits], TuningResult] = {}
 
-    def tune(self, spec: ConvSpec, limits: Limits, budget_s: float, watch: Watch, depth: int = 0) -> TuningResult:
-        """The decision on `spec`, by a race of what is still open; a child (`depth` above 0) is not made ready."""
+    def tune(
+        self,
+        spec: ConvSpec,
+        limits: Limits,
+        budget_s: float,
+        watch: Watch,
+        depth: int = 0,
+        rival_s: float | None = None,
+    ) -> TuningResult:
+        """The decision on `spec`, by a race of what is still open; a child (`depth` above 0) is not made ready.
+
+        What can hardly take less than `rival_s`, the parent's rival's time over the child's calls, is left out.
+        """
         started = self._timer.clock()
         candidates, refusals = self._candidates(spec, limits)
         if not candidates:
@@ -166,13 +177,13 @@ class _Session:
             built = self._registry.build(spec, self._device, _plainest(candidates, spec).choice)
             return TuningResult(spec, self._device, None, (), refusals, built, self._timer.clock() - started, 0, False)
 
-        def ask_child(parent: Candidate, lower: ConvSpec, share_s: float) -> tuple[Choice, bool]:
-            return self._child(parent, spec, lower, limits, share_s, depth)
+        def ask_child(parent: Candidate, lower: ConvSpec, share_s: float, rival_s: float | None) -> tuple[Choice, bool]:
+            return self._child(parent, spec, lower, limits, share_s, rival_s, depth)
 
         race = Race(
             self._registry, self._store, self._timer, self._device, spec, limits, candidates, refusals,
             self._remembered(spec), budget_s, started + budget_s, watch, ask_child, self._retune, self.crew,
-            self._isolation, self._load_libraries, self._watchman(self._device),
+            self._isolation, self._load_libraries, self._watchman(self._device), rival_s,
         )  # fmt: skip
         race.run(self._open(spec, limits, candidates, depth))
         decision, built_winner = self._choose(race, limits, depth)
@@ -220,7 +231,14 @@ class _Session:
     # Children -----------------------------------------------------------------------------------
 
     def _child(
-        self, parent: Candidate, spec: ConvSpec, lower: ConvSpec, limits: Limits, budget_s: float, depth: int
+        self,
+        parent: Candidate,
+        spec: ConvSpec,
+        lower: ConvSpec,
+        limits: Limits,
+        budget_s: float,
+        rival_s: float | None,
+        depth: int,
     ) -> tuple[Choice, bool]:
         """A rewrite's child, and whether its race was cut short; raced once per session."""
         if depth >= MAX_DEPTH:
@@ -228,7 +246,8 @@ class _Session:
         allowed = self._child_limits(parent, spec, limits)
         result = self._children.get((lower, allowed))
         if result is None:
-            result = self._children[lower, allowed] = self.tune(lower, allowed, budget_s, silent, depth + 1)
+            result = self.tune(lower, allowed, budget_s, silent, depth + 1, rival_s)
+            self._children[lower, allowed] = result
         assert result.decision is not None, "a race without a winner raises, and no child has an empty batch"
         return result.decision.winner.choice, result.partial
 
@@ -246,7 +265,7 @@ class _Session:
         if self._only is not None and depth == 0:
             return [candidate for candidate in candidates if key_of(candidate) in self._only]
         if self._retune:
-            return list(candidates)
+            return _rewrites_last(candidates)
         rows = {candidate_key(row.choice): row for row in self._remembered(spec)}
         leader = decide(rows.values(), limits)
         best_s = leader.winner.median_s if leader else None
@@ -257,14 +276,15 @@ class _Session:
             if row is None or row.status in ("partial", "suspect"):
                 return True
             if row.status == "skipped":
-                near = best_s is None or candidate.estimate_s <= HOPELESS * best_s  # well within what skipped it
+                patience = min(HOPELESS, patience_with(candidate, paces))  # well within what skipped it
+                near = best_s is None or candidate.estimate_s <= patience * best_s
                 return near and not behind_kin(candidate, best_s, paces)
             if row.status != "ok":
                 return dict(row.environment) != self._registry.environment(row.choice)
             return self._child_is_open(candidate, spec, limits, depth)
 
         timed = {key for key, row in rows.items() if row.usable}
-        return sorted(filter(is_open, candidates), key=lambda candidate: key_of(candidate) in timed)
+        return _rewrites_last(sorted(filter(is_open, candidates), key=lambda candidate: key_of(candidate) in timed))
 
     def _child_is_open(self, candidate: Candidate, spec: ConvSpec, limits: Limits, depth: int) -> bool:
         lower = candidate.implementation.child_spec(spec)
@@ -273,6 +293,11 @@ class _Session:
         allowed = self._child_limits(candidate, spec, limits)
         below, _ = self._candidates(lower, allowed)
         return bool(self._open(lower, allowed, below, depth + 1))
+
+
+def _rewrites_last(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The first, then the others; those that need a race of their own when the best of the rest is known."""
+    return [*candidates[:1], *sorted(candidates[1:], key=lambda one: one.implementation.asks_child)]
 
 
 def _plainest(candidates: Sequence[Candidate], spec: ConvSpec) -> Candidate:

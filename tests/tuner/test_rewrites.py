@@ -56,6 +56,39 @@ def test_the_child_spends_its_parents_budget(world: World) -> None:
     assert result.seconds == pytest.approx(world.clock.now - before)
 
 
+def test_a_rewrite_far_behind_has_no_race_of_its_child(world: World) -> None:
+    world.add("test.direct", 2e-3)
+    world.rewrite("test.rewrite", estimate=6e-3)
+    result = world.tune()
+    assert world.status(result) == {"test.direct": "ok", "test.rewrite": "skipped"}
+    assert not world.rows(LOWER)
+    assert world.tune().measured == 0
+
+
+def test_rewrites_are_tried_after_those_that_need_no_child(world: World) -> None:
+    world.add("test.slow", 4e-3, estimate=1e-3)
+    world.rewrite("test.rewrite", estimate=1e-3)
+    world.add("test.fast", 1e-3, estimate=3e-3)
+    tried: list[str] = []
+    world.tune(watch=lambda stage, detail, done, total: tried.append(detail) if stage == "verify" else None)
+    assert [name.partition(" ")[0] for name in tried] == ["test.slow", "test.fast", "test.rewrite"]
+
+
+def test_a_child_that_could_not_save_its_parent_is_left_out(world: World) -> None:
+    world.add(
+        "test.direct", 2e-3, estimate=1e-4, restrictions=lambda spec, *_: [(spec != LOWER, "not the lower problem")]
+    )
+    world.add("test.near", 3e-3, estimate=1e-3, restrictions=lambda spec, *_: [(spec == LOWER, "lower only")])
+    world.add("test.far", 10e-3, estimate=9e-3, restrictions=lambda spec, *_: [(spec == LOWER, "lower only")])
+    world.rewrite("test.rewrite", estimate=1e-3)
+    world.tune()
+    assert {row.choice.implementation: row.status for row in world.rows(LOWER)} == {
+        "test.near": "ok", "test.far": "skipped",
+    }  # fmt: skip
+    world.tune(LOWER)  # on its own it is near enough to be tried
+    assert {row.choice.implementation: row.status for row in world.rows(LOWER)[-2:]}["test.far"] == "ok"
+
+
 def test_a_newcomer_below_reopens_the_rewrite_above(world: World) -> None:
     world.add("test.slow", 4e-3)
     world.rewrite("test.rewrite")
@@ -111,7 +144,7 @@ def test_ctrl_c_in_a_childs_race_keeps_the_parents_rows_too(world: World) -> Non
     world.add("test.above", 20e-3, restrictions=lambda spec, *_: [(spec != LOWER, "not the lower problem")])
     world.add("test.below", 20e-3)
     below = world.add("test.lowest", 20e-3, trick=interrupt, restrictions=lambda spec, *_: [(spec == LOWER, "lower")])
-    world.rewrite("test.rewrite", estimate=0.1)
+    world.rewrite("test.rewrite", estimate=0.01)
     with pytest.raises(KeyboardInterrupt):
         world.tune(budget_s=100.0)
     assert {row.status for row in world.rows()} == {"partial"}

@@ -25,6 +25,7 @@ __all__ = ["NativeFamily"]
 
 SERIAL_MACS = 30_000  # below this, waking a second thread costs more than it does
 EITHER_MACS = 3_000_000  # up to this, one thread may win and is raced as well
+TEAM_S = 20e-6  # measured, 15 to 32: what two threads take beyond half of what one takes
 
 Tunables = dict[str, Any]
 
@@ -112,9 +113,9 @@ class NativeFamily(Implementation):
         return scratch + _round_up(packed)
 
     def estimate_s(self, spec: ConvSpec, device: Device, config: Config) -> float:
-        """The family's guess for `run`."""
+        """The family's guess for `run`, and what it takes to wake a team of threads and to wait for it."""
         tunables, threads = _tunables(config)
-        return self.seconds(spec, tunables, threads, device.vector_bytes)
+        return self.seconds(spec, tunables, threads, device.vector_bytes) + (TEAM_S if threads > 1 else 0.0)
 
     def environment(self, config: Config) -> Mapping[str, str]:
         """The compiler's version; NumPy has no part in it."""
