@@ -29,6 +29,7 @@ BUILTIN: dict[str, str] = {
     "rewrite.wgrad_as_fprop": "autoconv.impls.rewrite.wgrad_as_fprop:WgradAsFprop",
     "rewrite.layout": "autoconv.impls.rewrite.layout:Layout",
     "rewrite.groups": "autoconv.impls.rewrite.groups:Groups",
+    "rewrite.split_batch": "autoconv.impls.rewrite.split_batch:SplitBatch",
     "rewrite.conv3d2d": "autoconv.impls.rewrite.conv3d2d:Conv3d2d",
     "rewrite.depth_to_channels": "autoconv.impls.rewrite.depth_to_channels:DepthToChannels",
     "numpy.separable": "autoconv.impls.cpu.separable:Separable",
@@ -36,6 +37,7 @@ BUILTIN: dict[str, str] = {
     "numpy.kn2row": "autoconv.impls.cpu.kn2row:Kn2row",
     "numpy.direct": "autoconv.impls.cpu.direct:Direct",  # refuses nothing: the end of every fallback
     "cudnn.graph": "autoconv.impls.cuda.cudnn:CudnnGraph",
+    "torch.conv_cuda": "autoconv.impls.cuda.torch:CudaTorchConv",
     "cupy.im2col": "autoconv.impls.cuda.im2col:Im2col",
     "cuda.winograd": "autoconv.impls.cuda.winograd:Winograd",
     "cuda.depthwise": "autoconv.impls.cuda.depthwise:Depthwise",
