@@ -54,8 +54,10 @@ from autoconv.planning import Workspace
 from autoconv.registry import Candidate, default_registry
 from autoconv.spec import ConvSpec, Op
 from autoconv.tuner import Tuner, TuningResult
+from autoconv.tuner.containment import kind_of
 from autoconv.tuner.race import Paces, behind_kin, hopeless, note_pace, patience_with
 from autoconv.tuner.verify import Judge
+from autoconv.tuner.workers import WORKERS
 
 ROUNDS = 25  # as many as a race takes at most
 SAMPLE_S = 0.02  # twenty times as long as a race's
@@ -421,10 +423,12 @@ def work_off(shapes: Sequence[tuple[str, ConvSpec]], file: Path, phases: Sequenc
 
 
 def import_libraries(spec: ConvSpec) -> None:
-    """What candidates import once per process is no part of one spec's tuning."""
+    """What candidates import once, here and in the workers, is no part of one spec's tuning."""
     for candidate in default_registry().candidates(spec, cpu(), limits(spec))[0]:
         for library in candidate.implementation.libraries(candidate.config):
             importlib.import_module(library)
+        with WORKERS.lend(kind_of(default_registry(), candidate.choice)) as worker:
+            worker.is_ready()
 
 
 def load(file: Path) -> dict[str, Record]:
