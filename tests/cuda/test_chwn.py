@@ -15,7 +15,6 @@ from autoconv.implementation import Built
 from autoconv.impls.cuda.chwn import BLOCKS, WEIGHT_BLOCKS, Chwn
 from autoconv.impls.native.chwn import Chwn as NativeChwn
 from autoconv.spec import ConvSpec, Op
-from tests.cuda.running import run
 from tests.cuda_shim import compiler, thread_order
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no C++ compiler on this machine")
@@ -41,7 +40,7 @@ def exactly(spec: ConvSpec, config: Config | None = None) -> None:
     expected = testing.reference(spec, *pair)
     for order in ("forward", "backward", 7):
         with thread_order(order):
-            result = run(built, gpu(), *pair)
+            result = testing.run(built, *pair, gpu())
         assert np.array_equal(np.asarray(result, np.float64), expected), f"{spec}, {config}, threads {order}"
 
 
@@ -90,7 +89,7 @@ def test_parts_are_added_in_one_order(standin: ModuleType) -> None:
     results = set()
     for order in ("forward", "backward", 3, 4):
         with thread_order(order):
-            results.add(run(built, gpu(), *pair).tobytes())
+            results.add(testing.run(built, *pair, gpu()).tobytes())
     assert len(results) == 1
 
 

@@ -19,7 +19,6 @@ from autoconv.impls.cuda.winograd import CHUNKS_MIB, TILES, Winograd
 from autoconv.places import place_of
 from autoconv.spec import ConvSpec, Op
 from autoconv.tuner.tolerance import tolerance
-from tests.cuda.running import run
 from tests.cuda_shim import compiler, thread_order
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no C++ compiler on this machine")
@@ -48,7 +47,7 @@ def test_any_order_of_threads_gives_the_same_bits(standin: ModuleType, op: Op, l
     results = []
     for order in ("forward", "backward", 7):
         with thread_order(order):
-            results.append(run(built, gpu(), *pair))
+            results.append(testing.run(built, *pair, gpu()))
     assert testing.relative_error(results[0], testing.reference(spec, *pair)) < 2e-6
     assert all(result.tobytes() == results[0].tobytes() for result in results)
 
@@ -63,7 +62,7 @@ def test_seams_between_tiles_groups_and_chunks(
     monkeypatch.setattr(winograd, "CHUNKS_MIB", (SMALLEST,))
     spec = ConvSpec.parse(f"{op} n3c4 13x15 k6 3x3 p0:3,5 g2 conv {layout} f64")
     pair = operands(spec)
-    result = run(prepare(spec, Config(m=m, mib=SMALLEST)), gpu(), *pair)
+    result = testing.run(prepare(spec, Config(m=m, mib=SMALLEST)), *pair, gpu())
     assert testing.relative_error(result, testing.reference(spec, *pair)) < 1e-12
 
 
@@ -72,14 +71,14 @@ def test_results_of_every_alignment(standin: ModuleType, size: str) -> None:
     """Rows of results that are written four, two or one at a time, and tiles that reach beyond them."""
     spec = ConvSpec.parse(f"fprop n2c3 {size} k3 3x3 p1 corr f32")
     pair = operands(spec)
-    assert testing.relative_error(run(prepare(spec), gpu(), *pair), testing.reference(spec, *pair)) < 2e-6
+    assert testing.relative_error(testing.run(prepare(spec), *pair, gpu()), testing.reference(spec, *pair)) < 2e-6
 
 
 @pytest.mark.parametrize(("taps", "m", "most"), [(3, 2, 5e-7), (3, 4, 2e-6), (3, 6, 2e-5), (5, 2, 3e-6)])
 def test_float32_errs_as_its_points_promise(standin: ModuleType, taps: int, m: int, most: float) -> None:
     spec = ConvSpec.parse(f"fprop n1c64 12x12 k4 {taps}x{taps} p1 f32")
     pair = operands(spec)
-    result = run(prepare(spec, Config(m=m, mib=32)), gpu(), *pair)
+    result = testing.run(prepare(spec, Config(m=m, mib=32)), *pair, gpu())
     error = testing.relative_error(result, testing.reference(spec, *pair))
     assert error < most < tolerance("f32", spec.reduction_length, ONE.tags)
 
@@ -91,7 +90,7 @@ def test_products_are_strict_whatever_the_math_mode(standin: ModuleType, monkeyp
     monkeypatch.setattr(cublas, "getMathMode", _keeping(cublas, cublas.CUBLAS_TF32_TENSOR_OP_MATH))
     spec = ConvSpec.parse("fprop n1c32 8x8 k8 3x3 p1 f32")
     pair = operands(spec)
-    result = run(prepare(spec, Config(m=2, mib=32)), gpu(), *pair)
+    result = testing.run(prepare(spec, Config(m=2, mib=32)), *pair, gpu())
     assert testing.relative_error(result, testing.reference(spec, *pair)) < 1e-6
 
 
@@ -120,7 +119,7 @@ def test_bound_filters_are_transformed_once(standin: ModuleType, monkeypatch: py
     monkeypatch.setattr(Module, "launch", record)
     spec = ConvSpec.parse("fprop n1c2 8x8 k3 3x3 p1 f32 fixed")
     built, pair = prepare(spec, Config(m=4, mib=32)), operands(spec)
-    free = run(built, gpu(), *pair)
+    free = testing.run(built, *pair, gpu())
     assert launched == ["filter_tiles", "data_tiles", "result_tiles"]
     bound = built.runner.bind(standin.asarray(pair[1]))
     del launched[:]
