@@ -22,6 +22,7 @@ CASES = [
     "fprop n2c2 4x5x4 k4 2x3x2 p1 s1,2,1 g2 conv nchw f32",
     "fprop n3c3 17 k4 5 p2 d2 conv nchw f16",
     "fprop n1c2 3x4 k2 2x2 p5,4 conv nchw f32",
+    "fprop n1c4 6x5 k4 3x3 p1 g4 corr nchw f32",  # one filter a group: matrices with an edge of one
 ]
 
 

@@ -59,8 +59,9 @@ def has_tf32(device: Device) -> bool:
 def matmul(a: Array, b: Array, out: Array, arithmetic: str = "strict", *, accumulate: bool = False) -> None:
     """`out = a @ b` (`+=` to accumulate) for stacks of matrices: (..., m, k) x (..., k, n) into (..., m, n).
 
-    All are CuPy arrays of one dtype, or half types into float32. Leading axes broadcast as NumPy's do; each matrix must have rows or columns
-    without gaps between their elements, and `out` must overlap neither operand. Enqueued on the current stream.
+    All are CuPy arrays of one dtype, or half types into float32. Leading axes broadcast as NumPy's do; each matrix must
+    have rows or columns without gaps between their elements, and `out` must overlap neither operand. Enqueued on the
+    current stream.
     Raises `ValueError` for matrices that cuBLAS cannot read as they lie.
     """
     if a.shape[-1] != b.shape[-2] or out.shape[-2:] != (a.shape[-2], b.shape[-1]):
@@ -120,7 +121,9 @@ class Multiply:
     def _triple(self, array: Array, axis: int, low: int, workspace: Workspace) -> Array:
         """`array` three times as long along `axis`: its high parts twice, its low ones at place `low`."""
         assert self._split is not None
-        order = sorted(range(array.ndim), key=lambda i: (array.shape[i] != 1, -array.strides[i]))
+        # an axis of one is innermost when it grows, so that it is contiguous whatever else lies between
+        alone = array.shape[axis] == 1
+        order = sorted(range(array.ndim), key=lambda i: (alone and i == axis, array.shape[i] != 1, -array.strides[i]))
         memory = array.transpose(order)
         if not memory.flags.c_contiguous:
             raise ValueError(f"cannot split an array of shape {array.shape} with gaps: strides {array.strides}")
