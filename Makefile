@@ -14,7 +14,7 @@ help:
 	@echo "make test-gpu  the tests that need a CUDA device (installs CuPy and cuDNN; CUDA=cuda13 for drivers of CUDA 13)"
 	@echo "make test-cudnn  cuDNN's plans for a device that is not there (installs cuDNN: 0.8 GB)"
 	@echo "make test-native  every config of the generated kernels, also under sanitizers, and for AArch64 in QEMU"
-	@echo "make test-kernels  every config of the CUDA kernels through NVRTC, for every architecture"
+	@echo "make test-kernels  CUDA kernels: every config through NVRTC, every problem of the suite on the host"
 	@echo "make test-faults  sixteen processes on one cache, a hundred kills, damage at two thousand places"
 	@echo "make fuzz      10,000 random calls, every implementation forced in turn"
 	@echo "make lint      ruff and mypy --strict"
@@ -56,7 +56,7 @@ test-native: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) -m slow tests/native
 
 test-kernels: $(VENV)/.dev
-	$(BIN)/python -m pytest -n $(WORKERS) -m slow tests/cuda/test_nvrtc.py
+	$(BIN)/python -m pytest -n $(WORKERS) -m slow tests/cuda/test_nvrtc.py tests/cuda/test_conformance.py
 
 test-faults: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow tests/cache tests/load
