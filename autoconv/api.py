@@ -44,7 +44,7 @@ __all__ = [
 def plan(spec: ConvSpec | str, device: str | None = None) -> Plan:
     """The plan for `spec`, a `ConvSpec` or its text, decided once: call it many times without deciding again.
 
-    `device` is None or "cpu". Raises `InvalidSpec` for a text that is no complete spec, and what `conv2d` raises.
+    `device` is None or "cpu", "cuda" (the current GPU) or "cuda:N". Raises `InvalidSpec` for a text that is no complete spec, and what `conv2d` raises.
 
     >>> import autoconv
     >>> autoconv.plan("fprop n1c8 16x16 k8 3x3 p1").spec.output_shape
@@ -82,7 +82,7 @@ def tune(
     Parameters
     ----------
     specs : ConvSpec, text, or an iterable of them
-    device : None or "cpu"
+    device : None, "cpu", "cuda" or "cuda:N"
     budget_s : float, optional
         Seconds for all specs together; by default ten times `settings.tune_budget_s`, which is what a call
         may wait for, for each.
@@ -139,7 +139,7 @@ def regress(
     ----------
     specs : ConvSpec, text, or an iterable of them, optional
         Look at these alone; by default at everything remembered on the device.
-    device : None or "cpu"
+    device : None, "cpu", "cuda" or "cuda:N"
     budget_s : float, optional
         Seconds for all specs together, by default as for `tune`. What it does not reach stays as it is.
     progress : bool
@@ -190,7 +190,7 @@ def verify(
     ----------
     specs : ConvSpec, text, or an iterable of them, optional
         Check these alone; by default everything remembered on the device.
-    device : None or "cpu"
+    device : None, "cpu", "cuda" or "cuda:N"
     seed : int, optional
         Fixes the operands, to repeat a check; by default they are new ones every time.
     progress : bool

@@ -112,7 +112,7 @@ def _names(option: str, help_text: str) -> Callable[[_Command], _Command]:
 
 _COMMON = _all(
     click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables."),
-    click.option("--device", metavar="NAME", help="Where to run; the default is the CPU."),
+    click.option("--device", metavar="NAME", help="Where to run: cpu (the default), cuda or cuda:N."),
     click.option("--threads", type=click.IntRange(1, 4096), help="Threads per call (default: every usable core)."),
     _names("--exclude", "Leave out these ids, providers or tags."),
     _names("--require", "Use nothing but these."),

@@ -17,8 +17,8 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 import autoconv
-from autoconv import api, dispatch, options
-from autoconv.device import find_device
+from autoconv import api, cuda_driver, dispatch, options
+from autoconv.device import Device, find_device, gpu_of, missing_for_cuda
 from autoconv.impls.native import _private
 from autoconv.impls.native._compiler import find_compiler
 from autoconv.registry import default_registry
@@ -32,6 +32,7 @@ OPTIONAL = {  # what to look for -> distributions that bring it, and the module 
     "PyTorch": (("torch",), "torch"),
     "JAX": (("jax",), "jax"),
     "CuPy": (("cupy-cuda13x", "cupy-cuda12x", "cupy"), "cupy"),
+    "cuDNN": (("nvidia-cudnn-cu13", "nvidia-cudnn-cu12"), ""),
     "cuDNN frontend": (("nvidia-cudnn-frontend",), "cudnn"),
     "ONNX": (("onnx",), "onnx"),
     "psycopg (PostgreSQL)": (("psycopg",), "psycopg"),
@@ -63,13 +64,8 @@ def examine(device: str | None = None) -> dict[str, Any]:
             **{name: _version((name,)) or "not installed" for name in CORE},
         },
         "NumPy": _numpy(),
-        "device": {
-            "fingerprint": where.fingerprint,
-            "model": where.model,
-            "instruction set": where.isa,
-            "usable cores": where.cores,
-            "threads": where.threads,
-        },
+        "device": _device(where),
+        "NVIDIA GPUs": _gpus(),
         "optional libraries": {name: _library(*found) for name, found in OPTIONAL.items()},
         "compiler": _compiler(),
         "compiled objects": _objects(faults),
@@ -78,6 +74,28 @@ def examine(device: str | None = None) -> dict[str, Any]:
         "settings": _settings(),
     }
     return {**facts, "faults": faults}
+
+
+def _device(where: Device) -> dict[str, Any]:
+    facts: dict[str, Any] = {"fingerprint": where.fingerprint, "model": where.model}
+    if where.kind == "cpu":
+        return {**facts, "instruction set": where.isa, "usable cores": where.cores, "threads": where.threads}
+    return {
+        **facts,
+        "compute capability": where.isa,
+        "multiprocessors": where.cores,
+        "memory": where.memory,
+        "largest workspace": options.current_scope().settings.limits("f32", where).max_workspace,
+    }
+
+
+def _gpus() -> dict[str, Any]:
+    """What the driver says, asked without CuPy, and what lacks to use it."""
+    found = cuda_driver.driver()
+    if isinstance(found, str):
+        return {"found": f"none: {found}"}
+    gpus = {device.name: device.fingerprint for device in map(gpu_of, found.gpus)}
+    return {"driver": f"CUDA {found.version}", **gpus, "missing": missing_for_cuda() or "nothing"}
 
 
 def _numpy() -> dict[str, Any]:

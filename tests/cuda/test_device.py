@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 
 import pytest
+from click.testing import CliRunner
 
-from autoconv import cuda_driver, device
+from autoconv import cli, cuda_driver, device, doctor
 from autoconv.cuda_driver import Driver, read_driver
 from autoconv.device import Device, find_device
 from autoconv.errors import BackendMissing, InvalidOption
@@ -111,3 +113,33 @@ def test_a_capture_has_a_number(installed: pytest.MonkeyPatch) -> None:
     assert cuda_driver.capture_id(0) == 0
     provide(installed, None)
     assert cuda_driver.capture_id(0x1234) == 0
+
+
+def test_the_doctor_tells_of_gpus(installed: pytest.MonkeyPatch) -> None:
+    facts = doctor.examine()["NVIDIA GPUs"]
+    assert facts["driver"] == "CUDA 12.8"
+    assert facts["cuda:1"] == "cuda NVIDIA A100-SXM4-80GB / sm_80 / 108 multiprocessors / 79 GiB"
+    assert facts["missing"] == "nothing"
+    where = doctor.examine("cuda:0")["device"]
+    assert where["compute capability"] == "sm_90"
+    assert where["largest workspace"] == where["memory"] // 8
+    installed.setattr(device, "_has_cupy", lambda: False)
+    assert doctor.examine()["NVIDIA GPUs"]["missing"].startswith("CuPy is not installed")
+    provide(installed, None)
+    assert doctor.examine()["NVIDIA GPUs"] == {
+        "found": "none: NVIDIA's driver is not installed: libcuda.so.1 cannot be loaded"
+    }
+
+
+def test_the_command_line_says_what_is_missing(installed: pytest.MonkeyPatch) -> None:
+    """One line and a status, whatever it is."""
+    provide(installed, None)
+    for words in ("tune alexnet --device cuda:0", "doctor --device cuda", "show --device cuda:1"):
+        result = CliRunner().invoke(cli.cli, shlex.split(words))
+        assert result.exit_code == 1, result.output
+        assert "cannot be used: NVIDIA's driver is not installed" in result.output
+        assert "Traceback" not in result.output
+    provide(installed, Library(TWO))
+    result = CliRunner().invoke(cli.cli, ["tune", "alexnet", "--device", "cuda:7"])
+    assert result.exit_code == 2
+    assert "there is no device 'cuda:7' here" in result.output

@@ -12,7 +12,6 @@ from cupy._machine import CUDARuntimeError
 
 __all__ = ["Event", "ExternalStream", "Graph", "Stream", "get_current_stream", "get_elapsed_time"]
 
-RELAXED = 2
 _addresses = itertools.count(0x57EA000, 0x10)
 
 
