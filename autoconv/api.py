@@ -44,7 +44,8 @@ __all__ = [
 def plan(spec: ConvSpec | str, device: str | None = None) -> Plan:
     """The plan for `spec`, a `ConvSpec` or its text, decided once: call it many times without deciding again.
 
-    `device` is None or "cpu", "cuda" (the current GPU) or "cuda:N". Raises `InvalidSpec` for a text that is no complete spec, and what `conv2d` raises.
+    `device` is None or "cpu", "cuda" (the current GPU) or "cuda:N". Raises `InvalidSpec` for a text that is no
+    complete spec, `BackendMissing` when driver, GPU or CuPy are missing for a GPU, and what `conv2d` raises.
 
     >>> import autoconv
     >>> autoconv.plan("fprop n1c8 16x16 k8 3x3 p1").spec.output_shape

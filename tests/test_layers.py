@@ -36,7 +36,7 @@ def modules() -> Iterator[tuple[str, Path]]:
 
 def imports(name: str, path: Path) -> Iterator[tuple[str, bool, bool]]:
     """(imported module, whether only for type checkers, whether inside a function) for every import of a file."""
-    tree = ast.parse(path.read_text(), str(path))
+    tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
 
     def walk(node: ast.AST, typing_only: bool, lazy: bool) -> Iterator[tuple[str, bool, bool]]:

@@ -38,11 +38,15 @@ def compile_for(architecture: str, text: str, options: Sequence[str]) -> Compile
     nvrtc = library()
     assert nvrtc is not None
     program = ctypes.c_void_p()
+    uselocale = ctypes.CDLL(None).uselocale
+    uselocale.argtypes, uselocale.restype = [ctypes.c_void_p], ctypes.c_void_p
     _must(nvrtc, nvrtc.nvrtcCreateProgram(ctypes.byref(program), text.encode(), b"kernel.cu", 0, None, None))
     try:
         all_options = [*options, *CUPYS_OPTIONS, f"-arch={architecture}", "--ptxas-options=-v"]
         pointers = (ctypes.c_char_p * len(all_options))(*(option.encode() for option in all_options))
+        before = uselocale(None)
         status = nvrtc.nvrtcCompileProgram(program, len(all_options), pointers)
+        uselocale(before)  # the compiler leaves this thread in the C locale, where files are ASCII
         log = _log(nvrtc, program)
         assert status == 0, f"{architecture} {' '.join(options)}:\n{log[:4000]}"
         size = ctypes.c_size_t()

@@ -126,8 +126,8 @@ print(json.dumps([names(part) for part in parts]))
     without = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=without)
     parts = (
-        standin, standin.fft, standin.linalg, standin.cuda, standin.cuda.runtime, standin.ndarray, standin.cuda.Stream, standin.cuda.Event, standin.cuda.Device,
-        standin.cuda.MemoryPointer, standin.cuda.MemoryPool,
+        standin, standin.fft, standin.linalg, standin.cuda, standin.cuda.runtime, standin.ndarray, standin.cuda.Stream,
+        standin.cuda.Event, standin.cuda.Device, standin.cuda.MemoryPointer, standin.cuda.MemoryPool,
     )  # fmt: skip
     wrong = []
     for part, theirs in zip(parts, json.loads(done.stdout.splitlines()[-1]), strict=True):
