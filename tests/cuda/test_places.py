@@ -507,6 +507,18 @@ def test_a_capture_neither_tunes_nor_compiles(standin: Any, rng: np.random.Gener
             Sum.ready = True
 
 
+def test_kernels_are_not_compiled_in_a_capture(standin: Any) -> None:
+    gpu, spec = find_device("cuda:0"), ConvSpec.parse(testing.SMOKE["plain"])
+    direct = default_registry().get("cuda.direct")
+    choice = Choice(direct.name, direct.version, direct.configs(spec, gpu)[0])
+
+    def build() -> None:
+        with pytest.raises(autoconv.BackendMissing, match="nothing is compiled while a stream is captured"):
+            default_registry().build(spec, gpu, choice)
+
+    capture(standin, build)
+
+
 def test_what_cannot_be_captured_is_replaced_within_the_capture(standin: Any, rng: np.random.Generator) -> None:
     x, w = pair(rng)
     gx, gw = map(standin.asarray, (x, w))

@@ -174,7 +174,8 @@ class _Handles:
 
     def __del__(self) -> None:
         for index, one in self.by_index.items():
-            _idle.setdefault(index, []).append(one)
+            if _idle is not None:  # the interpreter is not ending
+                _idle.setdefault(index, []).append(one)
 
 
 _idle: dict[int, list[Handle]] = {}

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 from autoconv.arrays import Array
 from autoconv.device import Device
+from autoconv.errors import BackendMissing
 from autoconv.evidence import Config
 from autoconv.implementation import Implementation, Runner
 from autoconv.planning import Workspace
@@ -85,7 +86,7 @@ def module(name: str, constants: Constants, device: Device) -> Module:
     """`<name>.cu` with `constants`, compiled for `device` and loaded; the same object whenever asked again.
 
     Compiling takes up to a second the first time; CuPy keeps the binary in its cache directory. Raises CuPy's
-    `CompileException` for a text that does not compile.
+    `CompileException` for a text that does not compile, `BackendMissing` while the current stream is captured.
     """
     key = (name, tuple(sorted(constants.items())), device.index)
     found = _modules.get(key)
@@ -93,6 +94,8 @@ def module(name: str, constants: Constants, device: Device) -> Module:
         return found
     import cupy
 
+    if cupy.cuda.get_current_stream(device.index).is_capturing():
+        raise BackendMissing(f"{name}.cu is not loaded yet, and nothing is compiled while a stream is captured")
     with cupy.cuda.Device(device.index):
         raw = cupy.RawModule(code=text(name), options=options(constants))
         raw.compile()
