@@ -47,6 +47,7 @@ class SmallParts(SplitBatch):
         (Patches(), "fprop n2c3 8x8 k4 4x4 s4 corr f16"),
         (Groups(), "fprop n2c8 5x6 k8 2x2 p1 g2 conv f32"),
         (Layout(), "fprop n3c2 5x6 k3 3x2 p1 conv f32"),
+        (Layout(), "fprop n3c4 5x6 k6 3x2 p1 g2 corr nhwc f16"),
         (Conv3d2d(), "fprop n2c2 4x5x6 k3 2x3x2 p1 s2,1,1 conv f32"),
         (DepthToChannels(), "fprop n2c2 4x5x6 k3 2x3x2 p1 s2,1,1 conv f32"),
         (DgradAsFprop(), "fprop n2c3 9x8 k4 3x3 p1 s2 conv f32"),

@@ -1,7 +1,8 @@
-"""Arrays with the images last in memory as a problem with the channels first: transpose in, transpose out.
+"""Arrays with images or channels last in memory as a problem with the channels first: transpose in, transpose out.
 
 Source: the definition: a layout is an order of the same numbers.
-Wins:   images-last arrays, where the copies cost less than a faster engine saves.
+Wins:   images-last arrays, where the copies cost less than a faster engine saves; on a GPU channels-last ones
+        too, where an engine has no kernel of its own for them, as for many groups.
 Loses:  to an engine that works in the caller's layout, wherever that is as fast.
 Error:  the child's.
 
@@ -10,6 +11,7 @@ The child's layout is channels-first, and such a problem is refused, so the recu
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from math import prod
 
@@ -31,14 +33,18 @@ CALL_S = 3e-6
 
 
 class Layout(Implementation):
-    """Every operation on images-last arrays."""
+    """Every operation on images-last arrays, and on a GPU on channels-last ones."""
 
     name = "rewrite.layout"
     ranks = frozenset(range(1, 9))
     dtypes = frozenset({"f16", "bf16", "f32", "f64"})
-    layouts = frozenset({"chwn"})
+    layouts = frozenset({"nhwc", "chwn"})
     devices = frozenset({"cpu", "cuda"})
     tags = frozenset({"rewrite"})
+
+    def restrictions(self, spec: ConvSpec, device: Device, config: Config | None) -> Iterable[tuple[bool, str]]:
+        """On the CPU images last: engines there take channels-last arrays as they are."""
+        yield device.kind == "cuda" or spec.layout == "chwn", f"needs images last on the CPU, got {spec.layout}"
 
     def child_spec(self, spec: ConvSpec) -> ConvSpec:
         """The same problem on channels-first arrays."""
